@@ -1,0 +1,56 @@
+# Every target sets up what it needs by itself. No account, no Docker; root or not.
+.DEFAULT_GOAL := help
+.PHONY: help install demo up down clean test check lint types imports docs bench lock
+
+RUN := PYTHONPATH=include:plugins .venv/bin/python
+# What `make demo` bills; USAGE=file.csv[.gz] bills that file instead.
+USAGE ?=
+HOURS ?= 24
+TENANTS ?= 40
+REPEATS ?= 5
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+.venv/installed: requirements-dev.txt requirements-uv.txt scripts/install
+	@./scripts/install
+
+install: .venv/installed ## Make the virtual environment in .venv
+
+demo: .venv/installed ## Bill 24 hours of 40 tenants, or USAGE=file.csv[.gz], and print the statement
+	@$(RUN) -m sandbox demo $(if $(USAGE),--usage "$(USAGE)") --hours $(HOURS) --tenants $(TENANTS)
+
+up: .venv/installed ## Start Airflow with the sandbox, usage arriving; prints the URL
+	@$(RUN) -m sandbox up
+
+down: ## Stop what `make up` started
+	@if [ -x .venv/bin/python ]; then $(RUN) -m sandbox down; fi
+
+clean: down ## Remove everything the sandbox keeps
+	@rm -rf .sandbox
+	@echo "removed .sandbox"
+
+test: .venv/installed ## Run the tests
+	@$(RUN) -m pytest
+
+check: lint types imports docs test ## Everything that must be green: lint, types, imports, docs, tests
+
+lint: .venv/installed
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+
+types: .venv/installed
+	@.venv/bin/mypy
+
+imports: .venv/installed
+	@PYTHONPATH=include:plugins .venv/bin/lint-imports --no-cache
+
+docs: .venv/installed ## Write docs/dags.md again; in CI, fail where it was out of date
+	@$(RUN) scripts/dag_catalogue.py $(if $(CI),--check)
+
+bench: .venv/installed ## Ratios of speed, each within one run
+	@$(RUN) -m benchmarks --repeats $(REPEATS)
+
+lock: .venv/installed ## Resolve the locks anew from pyproject.toml
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock" pyproject.toml -o requirements.txt
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock" pyproject.toml --extra dev -o requirements-dev.txt

@@ -1,0 +1,18 @@
+"""A stand-in for Stripe on one machine: usage-based billing, answered like Stripe would, held to Stripe's own API description.
+
+It runs as a process of its own (`python -m sandbox.stripe_simulator`), keeps its own clock, and can be killed at any instant
+without forgetting what it has answered (`--state-dir`). Start one from Python with `process.StripeSimulator`.
+
+Layers, each importing only those above it:
+    clock, errors, form, params                      rules that know nothing of Stripe's objects
+    meter_event_log, idempotency, journal, state     what is remembered; knows no HTTP
+    pagination, expansion                            rules shared by all resources
+    resources/                                       one module a resource: functions of (state, decoded parameters)
+    recording, gateway, control, application         HTTP
+    __main__, process                                the process, and how others start it
+
+What Stripe does that nobody here has seen on a live account is marked "unverified" where it is decided.
+"""
+
+#: The API version that the pinned SDK (stripe 16.1.0) sends with every request; the only one the simulator speaks.
+API_VERSION = "2026-10-28.endive"

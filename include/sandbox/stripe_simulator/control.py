@@ -1,0 +1,133 @@
+"""The routes beside Stripe's: /simulator/…, where a test moves the clock, resets, and looks at what was received. No key is asked for.
+
+Nothing but bad JSON is refused, and a clock that would go backwards, which only a reset may do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from sandbox.stripe_simulator import API_VERSION
+from sandbox.stripe_simulator.clock import ClockRefusal, ClockSetting, parse_clock, rfc3339
+from sandbox.stripe_simulator.meter_event_log import MeterEvent
+from sandbox.stripe_simulator.state import State
+
+#: Events of one page of /simulator/meter_events: about 40 ms of work and 2 MB.
+LARGEST_PAGE = 10_000
+
+Route = tuple[str, str, Callable[[Request], Awaitable[Response]]]
+
+
+class BadControlRequest(ValueError):
+    """The body of a control request cannot be understood; the message says why."""
+
+
+class Control:
+    """The control routes over one state."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def routes(self) -> list[Route]:
+        return [
+            ("GET", "/simulator/health", self._answering(self._health)),
+            ("GET", "/simulator/clock", self._answering(self._clock)),
+            ("POST", "/simulator/clock", self._answering(self._set_clock)),
+            ("POST", "/simulator/reset", self._answering(self._reset)),
+            ("GET", "/simulator/settings", self._answering(self._settings)),
+            ("POST", "/simulator/settings", self._answering(self._change_settings)),
+            ("GET", "/simulator/meter_events", self._meter_events),
+        ]
+
+    def _answering(self, work: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            try:
+                return JSONResponse(work(_parsed(await request.body())))
+            except (BadControlRequest, ClockRefusal) as error:
+                return JSONResponse({"error": str(error)}, 400)
+
+        return answer
+
+    def _health(self, body: dict[str, Any]) -> dict[str, Any]:
+        return {"status": "ok", "api_version": API_VERSION, "pid": os.getpid(), "meter_events": len(self._state.meter_events)}
+
+    def _clock(self, body: dict[str, Any]) -> dict[str, Any]:
+        return {"now": rfc3339(self._state.clock.now_ms()), "mode": self._state.clock.setting.mode}
+
+    def _set_clock(self, body: dict[str, Any]) -> dict[str, Any]:
+        """`{"now": RFC 3339}` freezes there, `{"mode": "real"}` follows the system, `{"mode": "frozen"}` freezes at the present."""
+        match body:
+            case {"mode": "real"}:
+                setting = ClockSetting(None)
+            case {"now": str(now)}:
+                setting = parse_clock(now)
+            case {"mode": "frozen"}:
+                setting = ClockSetting(self._state.clock.now_ms())
+            case _:
+                raise BadControlRequest('give {"now": "2025-10-01T00:00:00Z"} or {"mode": "real"} or {"mode": "frozen"}')
+        self._state.set_clock(setting)
+        return self._clock({})
+
+    def _reset(self, body: dict[str, Any]) -> dict[str, Any]:
+        """`{"clock": "real" | RFC 3339}`, or nothing: the clock as the process was started with."""
+        clock = body.get("clock")
+        self._state.reset(None if clock is None else parse_clock(str(clock)))
+        return self._clock({})
+
+    def _settings(self, body: dict[str, Any]) -> dict[str, Any]:
+        settings = self._state.settings
+        return {"summary_delay_seconds": settings.summary_delay_seconds, "latency_seconds": settings.latency_seconds}
+
+    def _change_settings(self, body: dict[str, Any]) -> dict[str, Any]:
+        known = self._settings({}).keys()
+        for name, value in body.items():
+            if name not in known or isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+                raise BadControlRequest(f"{name}: settings are {', '.join(known)}, in seconds, not negative")
+        self._state.change_settings(**body)
+        return self._settings({})
+
+    async def _meter_events(self, request: Request) -> Response:
+        """`?after=number&limit=count`, in order of receipt; `next_after` is null on the last page."""
+        after, limit = (_whole(request.query_params.get(name), default) for name, default in (("after", 0), ("limit", LARGEST_PAGE)))
+        page = self._state.meter_events.received(after, min(max(limit, 1), LARGEST_PAGE))
+        has_more = bool(page) and page[-1].number < len(self._state.meter_events)
+        body = {"data": [_shown(event) for event in page], "has_more": has_more, "next_after": page[-1].number if has_more else None}
+        return Response(json.dumps(body), media_type="application/json")
+
+
+def _shown(event: MeterEvent) -> dict[str, Any]:
+    """Times in seconds since 1970, `received_at` with milliseconds."""
+    return {
+        "number": event.number,
+        "identifier": event.identifier,
+        "event_name": event.event_name,
+        "meter": event.meter,
+        "customer": event.customer,
+        "value": event.value,
+        "timestamp": event.timestamp,
+        "received_at": event.received_at_ms / 1000,
+        "status": event.status,
+        "error_code": event.error_code,
+    }
+
+
+def _parsed(body: bytes) -> dict[str, Any]:
+    if not body:
+        return {}
+    try:
+        parsed = json.loads(body)
+    except ValueError as error:
+        raise BadControlRequest(f"the body is not JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise BadControlRequest("the body must be a JSON object")
+    return parsed
+
+
+def _whole(text: str | None, default: int) -> int:
+    return int(text) if text is not None and text.isdecimal() else default

@@ -1,0 +1,202 @@
+"""From an HTTP request to an answer: who asks, what with, whether it was asked before, and what is remembered of it.
+
+Everything between two awaits is one step of the event loop, so requests never see each other half done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import os
+import sys
+import traceback
+from dataclasses import dataclass, field
+
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from sandbox.stripe_simulator import API_VERSION, errors, form, idempotency
+from sandbox.stripe_simulator.endpoint import Endpoint
+from sandbox.stripe_simulator.expansion import expand
+from sandbox.stripe_simulator.meter_event_log import MeterEvent
+from sandbox.stripe_simulator.params import parse_fields
+from sandbox.stripe_simulator.recording import Recorder
+from sandbox.stripe_simulator.resources import EXPANDERS
+from sandbox.stripe_simulator.state import JsonObject, State, scrambled
+
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
+def to_bytes(answer: JsonObject | MeterEvent) -> bytes:
+    return _encode(answer.as_json() if isinstance(answer, MeterEvent) else answer).encode()
+
+
+@dataclass(slots=True)
+class Answer:
+    """What goes back: status, body, and the headers beyond those of every answer."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def refusal(error: errors.StripeError) -> Answer:
+    return Answer(error.status, to_bytes(error.body()), dict(error.headers))
+
+
+class Gateway:
+    """Answers Stripe's API from the state."""
+
+    def __init__(self, state: State, api_keys: frozenset[str], recorder: Recorder | None = None) -> None:
+        self._state = state
+        self._api_keys = api_keys
+        self._recorder = recorder
+        self._keys_in_use: set[str] = set()
+        self._request_count = 0
+
+    async def answer(self, request: Request, endpoint: Endpoint | None) -> Response:
+        """Answer one request; without an endpoint, refuse its URL as Stripe does."""
+        pairs: form.Pairs = []
+        decoded: dict[str, form.Decoded] = {}
+        method, path = request.method, request.url.path
+        try:
+            self._authenticate(request.headers)
+            if endpoint is None:
+                raise errors.unrecognized_url(method, path)
+            pairs = await _pairs(request)
+            decoded = form.decode(pairs)
+            if self._state.settings.latency_seconds > 0:
+                answer = await self._slowly(request, endpoint, pairs, decoded)
+            else:
+                answer = self._execute(request, endpoint, pairs, decoded)
+        except errors.StripeError as error:
+            answer = refusal(error)
+        except ClientDisconnect:
+            return Response(status_code=400)  # the caller left before it had said everything; nobody reads this
+        except Exception:
+            traceback.print_exc()
+            answer = refusal(errors.unexpected())
+        if self._recorder is not None:
+            self._recorder.record(method, path, decoded, answer.status, answer.body)
+        self._request_count += 1
+        answer.headers["request-id"] = "req_" + scrambled(f"{self._state.start_count}:{self._request_count}", 14)
+        answer.headers["stripe-version"] = API_VERSION
+        if key := request.headers.get("idempotency-key"):
+            answer.headers["idempotency-key"] = key
+        return Response(answer.body, answer.status, answer.headers, "application/json")
+
+    def _authenticate(self, headers: Headers) -> None:
+        """Raise 401 unless the key is one of ours, 400 for another API version than the simulator's."""
+        key = _api_key(headers.get("authorization", ""))
+        if not key:
+            raise errors.no_api_key()
+        if key not in self._api_keys:
+            raise errors.invalid_api_key(key)
+        version = headers.get("stripe-version", API_VERSION)
+        if version != API_VERSION:
+            raise errors.unsupported_api_version(version, API_VERSION)
+
+    async def _slowly(self, request: Request, endpoint: Endpoint, pairs: form.Pairs, decoded: dict[str, form.Decoded]) -> Answer:
+        """Execute after the latency that was asked for; a second request with the same idempotency key meanwhile is turned away (409)."""
+        key = _idempotency_key(request)
+        if key is None:
+            await asyncio.sleep(self._state.settings.latency_seconds)
+            return self._execute(request, endpoint, pairs, decoded)
+        if key in self._keys_in_use:
+            raise errors.idempotency_key_in_use(key)
+        self._keys_in_use.add(key)
+        try:
+            await asyncio.sleep(self._state.settings.latency_seconds)
+            return self._execute(request, endpoint, pairs, decoded)
+        finally:
+            self._keys_in_use.discard(key)
+
+    def _execute(self, request: Request, endpoint: Endpoint, pairs: form.Pairs, decoded: dict[str, form.Decoded]) -> Answer:
+        """Answer from memory if the idempotency key has been used, else run the endpoint; what changed is journalled before returning."""
+        state = self._state
+        key = _idempotency_key(request)
+        asked = b""
+        if key is not None:
+            asked = idempotency.fingerprint(request.url.path, pairs)
+            kept = state.idempotency.find(key, state.clock.now_ms())
+            if kept is not None:
+                if kept.fingerprint != asked:
+                    raise errors.idempotency_key_reused(key)
+                body = kept.answer if isinstance(kept.answer, bytes) else to_bytes(kept.answer)
+                return Answer(kept.status, body, {"idempotent-replayed": "true"})
+        params = parse_fields(endpoint.fields, decoded)
+        paths = params.get("expand") or []
+        status, headers = 200, {}
+        try:
+            result = endpoint.run(state, params, *request.path_params.values())
+            if paths:
+                result = result.as_json() if isinstance(result, MeterEvent) else result
+                expand(state, result, paths, EXPANDERS)
+            body = to_bytes(result)
+            kept_answer = result if isinstance(result, MeterEvent) else body
+        except errors.StripeError as error:
+            state.rollback()
+            if not error.is_kept:
+                raise
+            status, headers, body = error.status, error.headers, to_bytes(error.body())
+            kept_answer = body
+        except Exception:
+            traceback.print_exc()
+            state.rollback()
+            status, body = 500, to_bytes(errors.unexpected().body())
+            kept_answer = body
+        if key is not None:
+            state.keep_answer(key, asked, status, kept_answer)
+        self._commit()
+        return Answer(status, body, headers)
+
+    def _commit(self) -> None:
+        """What cannot be written down must not be answered, and what is in memory can no longer be trusted: end the process."""
+        try:
+            self._state.commit()
+        except OSError as error:
+            print(f"the journal cannot be written: {error}; ending", file=sys.stderr, flush=True)
+            os._exit(os.EX_IOERR)
+
+
+async def _pairs(request: Request) -> form.Pairs:
+    """The parameters of the query, then those of the body, which Stripe takes as a form only."""
+    query = request.scope["query_string"].decode("latin-1")
+    pairs = form.split_pairs(query)
+    if request.method == "GET":
+        return pairs
+    body = await request.body()
+    if not body:
+        return pairs
+    if not request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
+        raise errors.malformed_request()
+    try:
+        return pairs + form.split_pairs(body.decode())
+    except UnicodeDecodeError as error:
+        raise errors.malformed_request() from error
+
+
+def _idempotency_key(request: Request) -> str | None:
+    """Only POST takes one; Stripe ignores it elsewhere. Raises when it is too long."""
+    key = request.headers.get("idempotency-key")
+    if not key or request.method != "POST":
+        return None
+    if len(key) > idempotency.KEY_LENGTH:
+        raise errors.idempotency_key_too_long(len(key))
+    return key
+
+
+def _api_key(authorization: str) -> str:
+    """The key of a Bearer header, or the user name of a Basic one; empty when there is none."""
+    scheme, _, credentials = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return credentials.strip()
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(credentials, validate=True).decode().partition(":")[0]
+        except (binascii.Error, UnicodeDecodeError):
+            return ""
+    return ""

@@ -1,0 +1,204 @@
+"""Starts the simulator as a process of its own and talks to its control routes: what tests, the demo and the benchmarks use."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal, Self
+
+from sandbox.stripe_simulator.clock import milliseconds, rfc3339
+
+_DEFAULT_API_KEYS = ("sk_test_sandbox",)
+#: Replaying a journal of a million events takes several seconds.
+_START_SECONDS = 60.0
+_STOP_SECONDS = 10.0
+_CALL_SECONDS = 30.0
+_SOURCE_ROOT = Path(__file__).resolve().parents[2]
+
+
+class SimulatorFailed(RuntimeError):
+    """The simulator did not start, has died, or refused a control request; the message holds what it said."""
+
+
+class StripeSimulator:
+    """A running simulator. Use `start`, then `stop`; or `with StripeSimulator.start(…) as simulator:`."""
+
+    def __init__(self, child: subprocess.Popen[bytes], output: IO[bytes], base_url: str, api_keys: tuple[str, ...]) -> None:
+        self._child = child
+        self._output = output
+        self._owner_pid = os.getpid()
+        self.base_url = base_url
+        self.api_keys = api_keys
+        atexit.register(self._stop_at_exit)
+
+    @classmethod
+    def start(
+        cls,
+        state_dir: Path | None = None,
+        port: int = 0,
+        clock: Literal["real"] | datetime = "real",
+        api_keys: Sequence[str] = _DEFAULT_API_KEYS,
+        record: Path | None = None,
+    ) -> Self:
+        """Start a simulator and wait until it answers.
+
+        `state_dir`: where it keeps its state across restarts (without one, in memory only); a clock kept there has precedence.
+        `port`: 0 takes any free one. `clock`: "real", or an aware datetime to stand still at. `record`: a file to which every exchange
+        is appended as a JSON line. Raises SimulatorFailed with the child's output.
+        """
+        command = [sys.executable, "-m", "sandbox.stripe_simulator", "--port", str(port)]
+        command += ["--clock", clock if isinstance(clock, str) else rfc3339(milliseconds(clock))]
+        command += [argument for key in api_keys for argument in ("--api-key", key)]
+        if state_dir is not None:
+            command += ["--state-dir", str(state_dir)]
+        if record is not None:
+            command += ["--record", str(record)]
+        output = tempfile.TemporaryFile(prefix="stripe-simulator-")  # noqa: SIM115 - closed by stop()
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=_child_environment())
+        deadline = time.monotonic() + _START_SECONDS
+        while (base_url := _ready_url(output)) is None:
+            if child.poll() is not None:
+                raise SimulatorFailed(f"the Stripe simulator did not start (exit {child.returncode}): {_said(output)}")
+            if time.monotonic() > deadline:
+                child.kill()
+                child.wait()
+                raise SimulatorFailed(f"the Stripe simulator was not ready after {_START_SECONDS:.0f} s: {_said(output)}")
+            time.sleep(0.01)
+        return cls(child, output, base_url, tuple(api_keys))
+
+    @property
+    def api_key(self) -> str:
+        """The first of the accepted secret keys."""
+        return self.api_keys[0]
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    @property
+    def port(self) -> int:
+        return int(self.base_url.rpartition(":")[2])
+
+    def is_alive(self) -> bool:
+        return self._child.poll() is None
+
+    def stop(self) -> None:
+        """End the process and wait for it; harmless when it has ended already."""
+        if self._child.poll() is None:
+            self._child.terminate()
+            try:
+                self._child.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._child.kill()
+                self._child.wait()
+        self._output.close()
+        atexit.unregister(self._stop_at_exit)
+
+    def kill(self) -> None:
+        """End the process at once with SIGKILL, as a crash would."""
+        self._child.kill()
+        self._child.wait()
+        self.stop()
+
+    def now(self) -> datetime:
+        """The simulator's time, UTC."""
+        return datetime.fromisoformat(self._call("GET", "/simulator/clock")["now"])
+
+    def set_clock(self, instant: datetime) -> None:
+        """Freeze the clock at an instant that is not before its present time. Raises SimulatorFailed when it is."""
+        self._call("POST", "/simulator/clock", {"now": rfc3339(milliseconds(instant))})
+
+    def reset(self, clock: Literal["real"] | datetime | None = None) -> None:
+        """Forget everything, settings included; the clock begins anew as given here, or as it was at the start of the process."""
+        body = {} if clock is None else {"clock": clock if isinstance(clock, str) else rfc3339(milliseconds(clock))}
+        self._call("POST", "/simulator/reset", body)
+
+    def settings(self, *, summary_delay_seconds: float | None = None, latency_seconds: float | None = None) -> dict[str, float]:
+        """Change the settings given here; returns all of them.
+
+        `summary_delay_seconds`: by the simulator's clock, how long after receipt an event shows in summaries (at first 90).
+        `latency_seconds`: by the system's clock, how long every answer waits before it is worked out (at first 0).
+        """
+        changed = {"summary_delay_seconds": summary_delay_seconds, "latency_seconds": latency_seconds}
+        result = self._call("POST", "/simulator/settings", {name: value for name, value in changed.items() if value is not None})
+        return {name: float(value) for name, value in result.items()}
+
+    def meter_events(self) -> list[dict[str, Any]]:
+        """Every event received since the last reset, in that order.
+
+        Each has: number, identifier, event_name, meter, customer, value (as sent), timestamp and received_at (seconds since 1970),
+        status (accepted | rejected | cancelled), error_code (why it is rejected).
+        """
+        return list(self.iterate_meter_events())
+
+    def iterate_meter_events(self) -> Iterator[dict[str, Any]]:
+        """The same, page by page, for when there are very many."""
+        after: int | None = 0
+        while after is not None:
+            page = self._call("GET", f"/simulator/meter_events?after={after}")
+            yield from page["data"]
+            after = page["next_after"]
+
+    def health(self) -> dict[str, Any]:
+        """`{"status": "ok", "api_version", "pid", "meter_events": count}`"""
+        return self._call("GET", "/simulator/health")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+    def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        request = urllib.request.Request(
+            self.base_url + path,
+            data=None if body is None else json.dumps(body).encode(),
+            method=method,
+            headers={"Content-Type": "application/json"},
+        )
+        # Never through a proxy: the simulator is on this machine.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        try:
+            with opener.open(request, timeout=_CALL_SECONDS) as response:
+                answer: dict[str, Any] = json.loads(response.read())
+                return answer
+        except urllib.error.HTTPError as error:
+            raise SimulatorFailed(f"{method} {path}: {error.read().decode(errors='replace')}") from error
+        except OSError as error:
+            if not self.is_alive():
+                raise SimulatorFailed(f"the Stripe simulator has died (exit {self._child.returncode}): {_said(self._output)}") from error
+            raise SimulatorFailed(f"{method} {path}: {error}") from error
+
+    def _stop_at_exit(self) -> None:
+        if os.getpid() == self._owner_pid:  # a forked copy of this process does not own the child
+            self.stop()
+
+
+def _child_environment() -> dict[str, str]:
+    """Ours without any STRIPE_* variable, and with the folder that holds `sandbox` on the path."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("STRIPE_")}
+    paths = [str(_SOURCE_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
+    return {**environment, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _said(output: IO[bytes]) -> str:
+    if output.closed:
+        return "(it was stopped)"
+    return os.pread(output.fileno(), 1 << 20, 0).decode(errors="replace").strip()[-4000:] or "(nothing)"
+
+
+def _ready_url(output: IO[bytes]) -> str | None:
+    found = re.search(r"ready on (http://\S+) .*\n", os.pread(output.fileno(), 1 << 20, 0).decode(errors="replace"))
+    return found.group(1) if found else None

@@ -1,0 +1,1 @@
+"""The two ways out: the ledger in Postgres, and Stripe."""

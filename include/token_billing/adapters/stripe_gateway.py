@@ -1,0 +1,181 @@
+"""Stripe, as this product uses it: the only module that imports the SDK. Every call returns our own types."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+import aiohttp
+import stripe
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+
+from token_billing.errors import StripeRefusesKey, StripeUnavailable
+from token_billing.model import Answer, Destination, Meter, MeteredItem, NoAnswer, StripeAccount
+from token_billing.targets import STRIPE_BASE, check_target, is_live
+
+Result = TypeVar("Result")
+
+# The SDK tells of every request and every answer at INFO: two lines a report would bury a task's log.
+logging.getLogger("stripe").setLevel(logging.WARNING)
+
+#: Errors of the transport that the SDK lets through unwrapped, for instance a reset in the middle of a body.
+_TRANSPORT_ERRORS = (aiohttp.ClientError, TimeoutError, OSError)
+
+
+@dataclass(frozen=True)
+class StripeTarget:
+    """Which Stripe: the secret key and the API's base URL; `sandbox` forbids everything that is not a loopback stand-in."""
+
+    secret_key: str
+    base: str = STRIPE_BASE
+    sandbox: bool = False
+    timeout_s: float = 20.0
+
+    def __post_init__(self) -> None:
+        check_target(self.secret_key, self.base, sandbox=self.sandbox)
+
+    def __repr__(self) -> str:
+        return f"StripeTarget(base={self.base!r}, sandbox={self.sandbox})"
+
+
+class StripeGateway:
+    """One open set of connections to Stripe; made by `stripe_gateway`, used within one event loop."""
+
+    def __init__(self, client: stripe.StripeClient, target: StripeTarget) -> None:
+        self._client = client
+        self._target = target
+        self._meters: dict[str, asyncio.Future[stripe.billing.Meter]] = {}
+
+    async def account(self) -> StripeAccount:
+        """Whose key this is; raises StripeRefusesKey or StripeUnavailable, both naming the connection."""
+        livemode = is_live(self._target.secret_key)
+        try:
+            account = await self._read(lambda: self._client.v1.accounts.retrieve_current_async())
+        except (stripe.PermissionError, stripe.InvalidRequestError):
+            return StripeAccount(None, livemode)  # a restricted key may not read its own account
+        return StripeAccount(account.id, livemode)
+
+    async def metered_item(self, usage_item_id: str) -> MeteredItem:
+        """The item's price and meter; what is wrong with it is told in `problem`, not raised. Each meter is read once."""
+        try:
+            item = await self._read(lambda: self._client.v1.subscription_items.retrieve_async(usage_item_id))
+        except stripe.InvalidRequestError as refusal:
+            return MeteredItem(usage_item_id, problem=_message(refusal))
+        price = item.price
+        meter_id = price.recurring and price.recurring.meter
+        if not meter_id:
+            return MeteredItem(usage_item_id, price.id, problem=f"price {price.id} of item {usage_item_id} has no billing meter")
+        if meter_id not in self._meters:
+            reading = self._read(lambda: self._client.v1.billing.meters.retrieve_async(meter_id))
+            self._meters[meter_id] = asyncio.ensure_future(reading)
+        meter = await self._meters[meter_id]
+        if meter.default_aggregation.formula != "sum":
+            problem = f"meter {meter_id} aggregates by {meter.default_aggregation.formula}, not by sum"
+            return MeteredItem(usage_item_id, price.id, problem=problem)
+        keys = meter.customer_mapping.event_payload_key, meter.value_settings.event_payload_key
+        return MeteredItem(usage_item_id, price.id, Meter(meter.id, meter.event_name, *keys))
+
+    async def report_usage(
+        self, destination: Destination, identifier: str, idempotency_key: str, token_count: int, event_time: datetime
+    ) -> Answer | NoAnswer:
+        """Sends one meter event, once; never raises for anything that Stripe or the network does."""
+        meter = destination.meter
+        try:
+            event = await self._client.v1.billing.meter_events.create_async(
+                {
+                    "event_name": meter.event_name,
+                    "payload": {meter.customer_payload_key: destination.customer_id, meter.value_payload_key: str(token_count)},
+                    "identifier": identifier,
+                    "timestamp": int(event_time.timestamp()),
+                },
+                {"idempotency_key": idempotency_key},
+            )
+            if getattr(event, "identifier", None) != identifier:
+                return NoAnswer("the answer does not name the event that was sent: something else answers for Stripe", never_left=False)
+            return Answer(200)
+        except stripe.StripeError as error:
+            if error.http_status is None or error.http_status < 300:
+                return NoAnswer(_message(error), never_left=isinstance(error.__cause__, aiohttp.ClientConnectorError))
+            return _answer(error)
+        except _TRANSPORT_ERRORS as error:
+            return NoAnswer(f"{type(error).__name__}: {error}", never_left=False)
+
+    async def summed_usage(self, customer_id: str, meter_id: str, start: datetime, end: datetime) -> int:
+        """The tokens that Stripe's meter counts for the customer in `[start, end)`, whole minutes; it may lag behind what was accepted."""
+        summaries = await self._read(
+            lambda: self._client.v1.billing.meters.event_summaries.list_async(
+                meter_id, {"customer": customer_id, "start_time": int(start.timestamp()), "end_time": int(end.timestamp())}
+            )
+        )
+        return sum([int(summary.aggregated_value) async for summary in summaries.auto_paging_iter()])
+
+    async def _read(self, call: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+        """Reads are free to repeat: time-outs, 429 and 5xx are tried again; raises StripeUnavailable when that did not help."""
+        again = AsyncRetrying(
+            retry=retry_if_exception_type((stripe.APIConnectionError, stripe.RateLimitError, stripe.APIError, *_TRANSPORT_ERRORS)),
+            stop=stop_after_attempt(4),
+            wait=wait_exponential_jitter(initial=0.25, max=5),
+            reraise=True,
+        )
+
+        async def read() -> Result:
+            return await call()
+
+        try:
+            return await again(read)
+        except stripe.AuthenticationError as error:
+            raise StripeRefusesKey(
+                f"Stripe at {self._target.base} refused the secret key of connection `stripe_default`: {_message(error)}. "
+                "Put a valid key in its password field and clear the task."
+            ) from error
+        except (stripe.APIConnectionError, stripe.RateLimitError, stripe.APIError, *_TRANSPORT_ERRORS) as error:
+            raise StripeUnavailable(
+                f"Stripe at {self._target.base} (connection `stripe_default`) could not be reached or gave no usable answer: {error}. "
+                "Nothing more was sent; the task's retries, or clearing it, go on from here."
+            ) from error
+
+
+@asynccontextmanager
+async def stripe_gateway(target: StripeTarget) -> AsyncIterator[StripeGateway]:
+    """Opens the SDK on aiohttp (measured seven times as fast as its httpx transport), without retries of its own: whether a
+    request may be repeated is decided where its attempt was noted."""
+    transport = stripe.AIOHTTPClient(timeout=aiohttp.ClientTimeout(total=target.timeout_s))
+    client = stripe.StripeClient(
+        target.secret_key,
+        base_addresses={"api": target.base, "meter_events": target.base},
+        http_client=transport,
+        max_network_retries=0,
+    )
+    try:
+        yield StripeGateway(client, target)
+    finally:
+        await transport.close_async()  # type: ignore[no-untyped-call]
+        await asyncio.sleep(0)  # lets the transport's connections finish closing inside this loop
+
+
+def _answer(error: stripe.StripeError) -> Answer:
+    headers = {name.lower(): value for name, value in dict(error.headers or {}).items()}
+    body = error.error
+    return Answer(
+        http_status=error.http_status or 0,
+        error_type=getattr(body, "type", None),
+        error_code=error.code,
+        message=_message(error),
+        replayed=headers.get("idempotent-replayed") == "true",
+        retry_after_s=_seconds(headers.get("retry-after")),
+    )
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """`Retry-After` in seconds, bounded; its date form is not used by Stripe."""
+    try:
+        return min(float(retry_after), timedelta(minutes=1).total_seconds()) if retry_after else None
+    except ValueError:
+        return None
+
+
+def _message(error: stripe.StripeError) -> str:
+    return error.user_message or str(error)

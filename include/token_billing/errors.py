@@ -1,0 +1,49 @@
+"""What can go wrong, in words for the person who watches the runs: the cause, then the next step."""
+
+
+class BillingError(Exception):
+    """Anything this product refuses or could not finish; its message says the cause and the operator's next step."""
+
+
+class OperatorNeeded(BillingError):
+    """Trying again by itself cannot help: somebody has to change something first."""
+
+
+class BadWindow(OperatorNeeded):
+    """The run does not name exactly one UTC hour."""
+
+
+class WindowStillOpen(OperatorNeeded):
+    """The hour has not ended, so its usage is not complete."""
+
+
+class LedgerNotReady(OperatorNeeded):
+    """The database holds no ledger, an older one, or one that belongs to another database cluster."""
+
+
+class WrongStripeAccount(OperatorNeeded):
+    """The connection leads to another Stripe account or mode than the ledger is pinned to."""
+
+
+class UnsafeStripeTarget(OperatorNeeded):
+    """A live key in the sandbox or beside a host that is not Stripe's, or a sandbox pointed at the outside world."""
+
+
+class StripeRefusesKey(OperatorNeeded):
+    """Stripe answered that the secret key is wrong or may not do this."""
+
+
+class StripeUnavailable(BillingError):
+    """Stripe could not be reached, or answered nothing usable; a later try may succeed."""
+
+
+class ReportsLeftOver(BillingError):
+    """Some reports of the window have no accepted answer yet; what is accepted stays accepted, a later try sends the rest."""
+
+
+class ReportsDisagree(OperatorNeeded):
+    """Rows changed or vanished after they were frozen: the report and its rows no longer agree."""
+
+
+class ConservationBroken(OperatorNeeded):
+    """The tokens of the rows are not the sum of what is billed, pending and quarantined."""

@@ -1,0 +1,86 @@
+"""The rules of reporting usage: identity, what may be sent when, and what Stripe's answers mean. Pure."""
+
+import hashlib
+import json
+from datetime import datetime, timedelta
+
+from token_billing.model import Accepted, Answer, NoAnswer, Outcome, QuarantineReason, Rejected, SendableReport, Undelivered, Unresolved
+from token_billing.windows import Side, Window
+
+#: Stripe takes identifiers of at most 100 characters (API reference, meter events).
+IDENTIFIER_LIMIT = 100
+
+#: Stripe takes meter event timestamps from 35 calendar days ago (API reference, meter events).
+OLDEST_EVENT = timedelta(days=35)
+
+#: Kept between our deciding that a report is young enough and Stripe's looking at it.
+AGE_MARGIN = timedelta(minutes=5)
+
+#: Stripe knows an identifier again for at least 24 h; a blind resend stays well inside, clocks and time-outs included.
+RESEND_LIMIT = timedelta(hours=20)
+
+#: Stripe's meters take values of at most 15 digits.
+LARGEST_VALUE = 10**15 - 1
+
+#: "An event already exists with identifier X." and "No such customer"-like sentences carry no code: matched here, nowhere else.
+DUPLICATE_IDENTIFIER = "An event already exists with identifier"
+
+
+def identifier(ledger_id: str, tenant_id: str, window: Window, side: Side, revision: int, generation: int = 0) -> str:
+    """The name under which Stripe knows a report: the same for the same report for ever, different for any other, at most
+    100 characters whatever the tenant id looks like, and readable as far as that goes."""
+    identity = json.dumps([ledger_id, tenant_id, window.start.isoformat(), side.start.isoformat(), revision, generation])
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:40]
+    return f"usage-{window.start:%Y%m%dT%H}-r{revision}g{generation}-{digest}"
+
+
+def idempotency_key(report_identifier: str, key_number: int) -> str:
+    """The header for a request: the identifier, so that Stripe's error reports lead back to the report; `#n` is added
+    once Stripe replays a stored error under the plain key (the identifier alone still de-duplicates)."""
+    return report_identifier if key_number == 0 else f"{report_identifier}#{key_number}"
+
+
+def cannot_be_sent(token_count: int, event_time: datetime, now: datetime) -> QuarantineReason | None:
+    """Why a report must not be sent at `now`, or None if it may."""
+    if token_count > LARGEST_VALUE:
+        return QuarantineReason.TOO_MANY_DIGITS
+    if event_time < now - OLDEST_EVENT + AGE_MARGIN:
+        return QuarantineReason.TOO_OLD
+    return None
+
+
+def may_be_sent(report: SendableReport, event_time: datetime, may_have_arrived: bool, now: datetime) -> bool:
+    """Whether a request for the report may leave at `now`: not too old for Stripe, and, where an earlier one may have arrived,
+    young enough for Stripe to be sure to recognise the identifier. Asked again right before every write."""
+    if cannot_be_sent(report.token_count, event_time, now):
+        return False
+    return not may_have_arrived or report.first_attempted_at is None or now < report.first_attempted_at + RESEND_LIMIT
+
+
+def classify(answer: Answer | NoAnswer, *, may_have_arrived: bool) -> Outcome:
+    """What an answer to a meter event means; `may_have_arrived`: an earlier request for the same payload has no known answer.
+
+    Unknown is never failed: whatever does not prove that Stripe counted the report, refused it or did nothing is unresolved.
+    """
+    if isinstance(answer, NoAnswer):
+        return Undelivered(answer.message) if answer.never_left else Unresolved(answer.message)
+    status, message = answer.http_status, answer.message or f"HTTP {answer.http_status}"
+    if 200 <= status < 300:
+        return Accepted()
+    if answer.replayed:
+        return Unresolved(message, status, may_have_arrived, new_key=True)
+    if status in (401, 403):
+        return Undelivered(message, status, try_again=False)
+    if status == 429:
+        return Undelivered(message, status, retry_after_s=answer.retry_after_s)
+    if status == 400 and message.startswith(DUPLICATE_IDENTIFIER):
+        if may_have_arrived:
+            return Accepted()
+        return Unresolved(f"{message} This ledger has recorded no attempt that could have done it.", status, False, try_again=False)
+    if answer.error_type == "idempotency_error":
+        return Unresolved(message, status, may_have_arrived, try_again=False)
+    if status in (400, 402, 404, 422):
+        if may_have_arrived:
+            return Unresolved(f"refused after an attempt without a known answer: {message}", status, try_again=False)
+        return Rejected(message, status, answer.error_code)
+    return Unresolved(message, status, retry_after_s=answer.retry_after_s)

@@ -1,0 +1,272 @@
+"""The words of the domain as types: reports, destinations, attempts, Stripe's answers and what they mean."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from token_billing.windows import Side, Window
+
+#: The one clock that decides "closed", "20 hours" and "35 days"; returns timezone-aware UTC.
+Clock = Callable[[], datetime]
+
+
+class ReportState(StrEnum):
+    """The life of a usage report; docs/states.md draws it."""
+
+    FROZEN = "frozen"
+    SENDING = "sending"
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    UNRESOLVED = "unresolved"
+    BILLED = "billed"
+    REVOKED = "revoked"
+    QUARANTINED = "quarantined"
+
+
+class QuarantineReason(StrEnum):
+    """Why usage cannot be sent."""
+
+    UNKNOWN_TENANT = "unknown_tenant"
+    NO_CUSTOMER = "no_customer"
+    NO_SUBSCRIPTION_ITEM = "no_subscription_item"
+    ITEM_NOT_METERED = "item_not_metered"
+    TOO_OLD = "older_than_35_days"
+    TOO_MANY_DIGITS = "too_many_digits"
+    BEFORE_ADOPTION = "before_adoption"
+
+
+@dataclass(frozen=True)
+class StripeAccount:
+    """Whose money it is. `id` is None where the key may not read its own account."""
+
+    id: str | None
+    livemode: bool
+
+    def __str__(self) -> str:
+        return f"{self.id or 'an account whose id the key may not read'} ({'live' if self.livemode else 'test'} mode)"
+
+
+@dataclass(frozen=True)
+class LedgerIdentity:
+    """What the ledger is pinned to. `cut_over`: usage before this hour was another job's to bill."""
+
+    ledger_id: str
+    account: StripeAccount | None
+    cut_over: datetime | None
+
+
+@dataclass(frozen=True)
+class Meter:
+    """A billing meter that sums, and the payload keys under which its events carry the customer and the value."""
+
+    id: str
+    event_name: str
+    customer_payload_key: str
+    value_payload_key: str
+
+
+@dataclass(frozen=True)
+class MeteredItem:
+    """A subscription item and the meter its price is backed by; `problem` says why usage cannot be reported to it."""
+
+    usage_item_id: str
+    price_id: str | None = None
+    meter: Meter | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where a report goes, fixed for ever by its first attempt."""
+
+    customer_id: str
+    usage_item_id: str
+    meter: Meter
+
+
+@dataclass(frozen=True)
+class UsageTotal:
+    """The unbilled tokens (whole, input and output alike) and rows of one tenant on one side of a window."""
+
+    tenant_id: str
+    side: Side
+    row_count: int
+    token_count: int
+
+
+@dataclass(frozen=True)
+class SendableReport:
+    """A report that may be sent now by the holder of its customer's lease.
+
+    `first_attempted_at` and `may_have_arrived` tell of earlier attempts: whether there was one, and whether any of them has
+    no known answer. `event_time` is None until the first attempt; `used_event_times` are those of the customer's other
+    reports of the hour. `key_number` is the number behind the idempotency key (0: the identifier alone).
+    """
+
+    id: int
+    tenant_id: str
+    window: Window
+    side: Side
+    identifier: str
+    token_count: int
+    destination: Destination
+    attempt_count: int
+    first_attempted_at: datetime | None
+    may_have_arrived: bool
+    event_time: datetime | None
+    used_event_times: tuple[datetime, ...]
+    key_number: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer of Stripe's to one request: the HTTP status, and what its error body and headers say."""
+
+    http_status: int
+    error_type: str | None = None
+    error_code: str | None = None
+    message: str | None = None
+    replayed: bool = False
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True)
+class NoAnswer:
+    """The request ended without an answer. `never_left`: no connection was made, so Stripe cannot have seen it."""
+
+    message: str
+    never_left: bool
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """Stripe has the report, by this request or by an earlier one of ours."""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """Stripe refused this report itself, and no earlier attempt can have got through."""
+
+    message: str
+    http_status: int
+    code: str | None = None
+
+
+@dataclass(frozen=True)
+class Unresolved:
+    """Whether Stripe counted the report is not known. `may_have_arrived`: by this request or one before it, it may have.
+    `new_key`: the answer was a stored one, the next try needs another idempotency key. `try_again`: may be sent again soon."""
+
+    message: str
+    http_status: int | None = None
+    may_have_arrived: bool = True
+    try_again: bool = True
+    new_key: bool = False
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Undelivered:
+    """Stripe certainly did nothing: it was not reached, or it turned the call away before looking at the report."""
+
+    message: str
+    http_status: int | None = None
+    try_again: bool = True
+    retry_after_s: float | None = None
+
+
+Outcome = Accepted | Rejected | Unresolved | Undelivered
+
+
+@dataclass(frozen=True)
+class AttemptResult:
+    """How one noted attempt at one report ended; `may_have_arrived`: by this attempt or one before it. `started` is False
+    where it was given back before anything was written to Stripe."""
+
+    report_id: int
+    attempt: int
+    outcome: Outcome
+    may_have_arrived: bool
+    key_number: int
+    started: bool
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of the few parts in which a large window is pushed; tenants are spread by a hash of their id."""
+
+    number: int
+    count: int
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """As the queries name it."""
+        return {"shard": self.number, "shard_count": self.count}
+
+
+@dataclass(frozen=True)
+class FrozenWindow:
+    """What a freeze did: the revision it made (None where the window held nothing new) and what waits to be pushed."""
+
+    window: Window
+    revision: int | None
+    row_count: int
+    token_count: int
+    report_count: int
+    quarantined_count: int
+    pending_count: int
+
+
+@dataclass(frozen=True)
+class PushedShard:
+    """How a push left its shard: reports by state."""
+
+    window: Window
+    shard: Shard
+    reports: dict[ReportState, int]
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A report whose rows no longer add up to what was frozen: tokens and rows, expected and found."""
+
+    report_id: int
+    tenant_id: str
+    expected_token_count: int
+    found_token_count: int
+    expected_row_count: int
+    found_row_count: int
+
+
+@dataclass(frozen=True)
+class MarkedWindow:
+    """What mark_billed did in one window."""
+
+    window: Window
+    report_count: int
+    row_count: int
+
+
+@dataclass(frozen=True)
+class Conservation:
+    """The conservation law for one tenant and window, in tokens: `row_tokens` must be the sum of the other four, and the
+    tokens of the rows marked billed those of the billed reports."""
+
+    tenant_id: str
+    window: Window
+    row_tokens: int
+    billed_tokens: int
+    pending_tokens: int
+    unfrozen_tokens: int
+    quarantined_tokens: int
+    marked_tokens: int
+
+    @property
+    def holds(self) -> bool:
+        return self.holds_beside_another_job and self.marked_tokens == self.billed_tokens
+
+    @property
+    def holds_beside_another_job(self) -> bool:
+        """The law where another job billed some of the rows, as it did before the cut-over hour."""
+        return self.row_tokens == self.marked_tokens + self.pending_tokens + self.unfrozen_tokens + self.quarantined_tokens

@@ -1,0 +1,61 @@
+"""Settings that the environment may override; names and defaults live here and nowhere else."""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+from token_billing.errors import OperatorNeeded
+from token_billing.model import Shard
+from token_billing.targets import is_live
+
+
+@dataclass(frozen=True)
+class PushSettings:
+    """How fast, how many at once and how long. Stripe takes 1,000 meter events/s in live mode; in a test account they count
+    in its basic limit of 25 calls/s, as reads of one endpoint do everywhere (docs.stripe.com/rate-limits): the defaults leave
+    room for other callers."""
+
+    calls_per_second: float
+    reads_per_second: float = 20.0
+    concurrency: int = 64
+    lease: timedelta = timedelta(seconds=60)
+
+    @property
+    def chunk_size(self) -> int:
+        """Reports to lease, note and record together: what the rate can send well within one lease."""
+        return max(1, min(1000, int(self.calls_per_second * self.lease.total_seconds() / 4)))
+
+    @classmethod
+    def from_environment(cls, secret_key: str, environment: Mapping[str, str] = os.environ) -> "PushSettings":
+        """Raises OperatorNeeded for a value that is not a positive number."""
+        default_rate = 800.0 if is_live(secret_key) else 20.0
+        return cls(
+            calls_per_second=_positive(environment, "BILLING_STRIPE_CALLS_PER_SECOND", default_rate),
+            reads_per_second=_positive(environment, "BILLING_STRIPE_READS_PER_SECOND", cls.reads_per_second),
+            concurrency=int(_positive(environment, "BILLING_PUSH_CONCURRENCY", cls.concurrency)),
+            lease=timedelta(seconds=_positive(environment, "BILLING_LEASE_SECONDS", cls.lease.total_seconds())),
+        )
+
+
+#: One mapped push task for so many reports, but never more than a few: a mapped task costs 0.2 to 0.4 s of scheduling.
+REPORTS_PER_SHARD = 2500
+MOST_SHARDS = 4
+
+
+def shards_for(report_count: int) -> list[Shard]:
+    """The shards in which so many reports are pushed; none for none."""
+    count = min(MOST_SHARDS, math.ceil(report_count / REPORTS_PER_SHARD))
+    return [Shard(number, count) for number in range(count)]
+
+
+def _positive(environment: Mapping[str, str], name: str, default: float) -> float:
+    text = environment.get(name, "")
+    try:
+        value = float(text) if text else default
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise OperatorNeeded(f"setting {name} is {text!r}; it takes a positive number")
+    return value

@@ -1,0 +1,44 @@
+-- name: take_turn
+-- Freezes one window at a time. LOCK TABLE takes no snapshot, so the REPEATABLE READ snapshot is taken after the wait.
+LOCK TABLE billing.fence IN SHARE ROW EXCLUSIVE MODE
+
+-- name: last_fence
+-- The latest fence of a window.
+SELECT revision, snapshot::text
+FROM billing.fence
+WHERE window_start = %(window_start)s
+ORDER BY revision DESC
+LIMIT 1
+
+-- name: unfrozen_totals
+-- Tokens and rows per tenant that no fence of the window has seen.
+SELECT tenant_id, count(*), sum(input_tokens::bigint + output_tokens::bigint)::bigint
+FROM token_usage
+WHERE created_at >= %(window_start)s AND created_at < %(window_end)s
+  AND NOT billed
+  AND (%(last_snapshot)s::pg_snapshot IS NULL OR NOT pg_visible_in_snapshot(recorded_xid, %(last_snapshot)s::pg_snapshot))
+GROUP BY tenant_id
+
+-- name: set_fence
+-- Fixes what this transaction sees as what the revision holds.
+INSERT INTO billing.fence (window_start, revision, snapshot, frozen_at)
+VALUES (%(window_start)s, %(revision)s, pg_current_snapshot(), %(now)s)
+
+-- name: add_reports
+-- One report per tenant and side; the reason is given where the usage may not be sent from the start.
+INSERT INTO billing.usage_report
+    (tenant_id, window_start, side_start, side_end, revision, identifier, row_count, token_count, frozen_at,
+     state, quarantined_at, quarantine_reason)
+SELECT tenant_id, %(window_start)s, side_start, side_end, %(revision)s, identifier, row_count, token_count, %(now)s,
+       CASE WHEN %(reason)s::text IS NULL THEN 'frozen' ELSE 'quarantined' END,
+       CASE WHEN %(reason)s::text IS NOT NULL THEN %(now)s::timestamptz END, %(reason)s
+FROM unnest(%(tenant_ids)s::text[], %(side_starts)s::timestamptz[], %(side_ends)s::timestamptz[], %(identifiers)s::text[],
+            %(row_counts)s::bigint[], %(token_counts)s::bigint[])
+     AS total (tenant_id, side_start, side_end, identifier, row_count, token_count)
+
+-- name: window_counts
+-- How many reports of a window wait to be pushed or marked, and how many are quarantined.
+SELECT count(*) FILTER (WHERE state IN ('frozen', 'sending', 'unresolved')),
+       count(*) FILTER (WHERE state = 'quarantined')
+FROM billing.usage_report
+WHERE window_start = %(window_start)s

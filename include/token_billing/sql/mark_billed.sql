@@ -1,0 +1,75 @@
+-- name: accepted_revisions
+-- The revisions of a window that hold accepted reports, each with its fence and the one before it.
+SELECT fence.revision, fence.snapshot::text, earlier.snapshot::text
+FROM billing.fence fence
+LEFT JOIN billing.fence earlier ON earlier.window_start = fence.window_start AND earlier.revision = fence.revision - 1
+WHERE fence.window_start = %(window_start)s
+  AND EXISTS (SELECT FROM billing.usage_report report
+              WHERE report.window_start = fence.window_start AND report.revision = fence.revision AND report.state = 'accepted')
+ORDER BY fence.revision
+
+-- name: lock_accepted
+-- Keeps two runs from marking the same reports at once.
+SELECT id
+FROM billing.usage_report
+WHERE window_start = %(window_start)s AND revision = %(revision)s AND state = 'accepted'
+ORDER BY id
+FOR UPDATE
+
+-- name: disagreements
+-- Accepted reports whose unbilled rows, as the fence saw them, are not what was frozen.
+WITH held AS (
+    SELECT report.id, count(*) AS row_count, sum(usage.input_tokens::bigint + usage.output_tokens::bigint)::bigint AS token_count
+    FROM token_usage usage
+    JOIN billing.usage_report report
+      ON report.tenant_id = usage.tenant_id AND usage.created_at >= report.side_start AND usage.created_at < report.side_end
+    WHERE usage.created_at >= %(window_start)s AND usage.created_at < %(window_end)s AND NOT usage.billed
+      AND report.window_start = %(window_start)s AND report.revision = %(revision)s AND report.state = 'accepted'
+      AND pg_visible_in_snapshot(usage.recorded_xid, %(snapshot)s::pg_snapshot)
+      AND (%(earlier_snapshot)s::pg_snapshot IS NULL
+           OR NOT pg_visible_in_snapshot(usage.recorded_xid, %(earlier_snapshot)s::pg_snapshot))
+    GROUP BY report.id
+)
+SELECT report.id, report.tenant_id, report.token_count, coalesce(held.token_count, 0), report.row_count, coalesce(held.row_count, 0)
+FROM billing.usage_report report
+LEFT JOIN held ON held.id = report.id
+WHERE report.window_start = %(window_start)s AND report.revision = %(revision)s AND report.state = 'accepted'
+  AND (held.token_count IS DISTINCT FROM report.token_count OR held.row_count IS DISTINCT FROM report.row_count)
+
+-- name: mark_rows
+-- Flips the rows of the accepted reports that agree with them.
+UPDATE token_usage usage
+SET billed = true
+FROM billing.usage_report report
+WHERE report.window_start = %(window_start)s AND report.revision = %(revision)s AND report.state = 'accepted'
+  AND report.id <> ALL(%(disagreeing_ids)s::bigint[])
+  AND usage.tenant_id = report.tenant_id AND usage.created_at >= report.side_start AND usage.created_at < report.side_end
+  AND usage.created_at >= %(window_start)s AND usage.created_at < %(window_end)s AND NOT usage.billed
+  AND pg_visible_in_snapshot(usage.recorded_xid, %(snapshot)s::pg_snapshot)
+  AND (%(earlier_snapshot)s::pg_snapshot IS NULL
+       OR NOT pg_visible_in_snapshot(usage.recorded_xid, %(earlier_snapshot)s::pg_snapshot))
+
+-- name: mark_reports
+-- The accepted reports that agree with their rows are billed; says how many rows they hold.
+WITH billed AS (
+    UPDATE billing.usage_report
+    SET state = 'billed', billed_at = %(now)s
+    WHERE window_start = %(window_start)s AND revision = %(revision)s AND state = 'accepted'
+      AND id <> ALL(%(disagreeing_ids)s::bigint[])
+    RETURNING id, row_count
+), settled AS (
+    UPDATE billing.discrepancy SET resolved_at = %(now)s
+    FROM billed
+    WHERE discrepancy.report_id = billed.id AND discrepancy.cause = 'rows_changed' AND discrepancy.resolved_at IS NULL
+)
+SELECT count(*), coalesce(sum(row_count), 0)::bigint FROM billed
+
+-- name: note_disagreements
+-- Reports whose rows changed become discrepancies, once each.
+INSERT INTO billing.discrepancy
+    (report_id, cause, expected_token_count, found_token_count, expected_row_count, found_row_count, found_at)
+SELECT id, 'rows_changed', expected_tokens, found_tokens, expected_rows, found_rows, %(now)s
+FROM unnest(%(ids)s::bigint[], %(expected_tokens)s::bigint[], %(found_tokens)s::bigint[],
+            %(expected_rows)s::bigint[], %(found_rows)s::bigint[]) AS found (id, expected_tokens, found_tokens, expected_rows, found_rows)
+ON CONFLICT (report_id, cause) WHERE resolved_at IS NULL DO UPDATE
+SET found_token_count = EXCLUDED.found_token_count, found_row_count = EXCLUDED.found_row_count

@@ -1,0 +1,161 @@
+-- The ledger: what was frozen, what was attempted, what Stripe answered. Illegal states are refused here, not only in Python.
+
+CREATE TABLE billing.ledger (
+    only_one           boolean PRIMARY KEY DEFAULT true CHECK (only_one),
+    ledger_id          uuid NOT NULL DEFAULT gen_random_uuid(),
+    -- Transaction ids, and with them every fence, mean something in this cluster only.
+    system_identifier  bigint NOT NULL,
+    cut_over           timestamptz CHECK (cut_over = date_trunc('hour', cut_over, 'UTC')),
+    adopted_at         timestamptz NOT NULL,
+    stripe_account_id  text CHECK (stripe_account_id <> ''),
+    stripe_livemode    boolean,
+    pinned_at          timestamptz,
+    CONSTRAINT pin_is_whole CHECK ((stripe_livemode IS NULL) = (pinned_at IS NULL)),
+    CONSTRAINT no_account_without_mode CHECK (stripe_account_id IS NULL OR stripe_livemode IS NOT NULL)
+);
+
+CREATE TABLE billing.fence (
+    window_start  timestamptz NOT NULL CHECK (window_start = date_trunc('hour', window_start, 'UTC')),
+    revision      integer NOT NULL CHECK (revision >= 0),
+    snapshot      pg_snapshot NOT NULL,
+    frozen_at     timestamptz NOT NULL,
+    PRIMARY KEY (window_start, revision),
+    CONSTRAINT frozen_after_it_closed CHECK (frozen_at >= window_start + interval '1 hour')
+);
+
+-- What Stripe told about meters and the subscription items that are billed by them.
+CREATE TABLE billing.meter (
+    meter_id              text PRIMARY KEY,
+    event_name            text NOT NULL UNIQUE,
+    customer_payload_key  text NOT NULL,
+    value_payload_key     text NOT NULL
+);
+
+CREATE TABLE billing.metered_item (
+    usage_item_id  text PRIMARY KEY CHECK (usage_item_id <> ''),
+    price_id       text,
+    meter_id       text REFERENCES billing.meter,
+    problem        text,
+    looked_up_at   timestamptz NOT NULL,
+    CONSTRAINT metered_or_a_problem CHECK ((problem IS NULL) = (meter_id IS NOT NULL AND price_id IS NOT NULL))
+);
+
+CREATE TABLE billing.usage_report (
+    id                   bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    tenant_id            text NOT NULL,
+    window_start         timestamptz NOT NULL,
+    side_start           timestamptz NOT NULL,
+    side_end             timestamptz NOT NULL,
+    revision             integer NOT NULL,
+    generation           integer NOT NULL DEFAULT 0 CHECK (generation >= 0),
+    identifier           text NOT NULL UNIQUE CHECK (length(identifier) BETWEEN 1 AND 100),
+    row_count            bigint NOT NULL CHECK (row_count > 0),
+    token_count          bigint NOT NULL CHECK (token_count >= 0),
+    frozen_at            timestamptz NOT NULL,
+    state                text NOT NULL DEFAULT 'frozen' CHECK (state IN
+                             ('frozen', 'sending', 'accepted', 'rejected', 'unresolved', 'billed', 'revoked', 'quarantined')),
+    -- The destination, fixed for ever by the first attempt.
+    customer_id          text,
+    event_name           text,
+    meter_id             text REFERENCES billing.meter,
+    usage_item_id        text,
+    event_time           timestamptz,
+    first_attempted_at   timestamptz,
+    attempt_count        integer NOT NULL DEFAULT 0 CHECK (attempt_count >= 0),
+    may_have_arrived     boolean NOT NULL DEFAULT false,
+    key_number           integer NOT NULL DEFAULT 0 CHECK (key_number >= 0),
+    accepted_at          timestamptz,
+    billed_at            timestamptz,
+    quarantined_at       timestamptz,
+    quarantine_reason    text CHECK (quarantine_reason IN ('unknown_tenant', 'no_customer', 'no_subscription_item',
+                             'item_not_metered', 'older_than_35_days', 'too_many_digits', 'before_adoption')),
+    CONSTRAINT one_report_per_tenant_window_side_and_revision UNIQUE (tenant_id, window_start, side_start, revision),
+    CONSTRAINT held_by_a_fence FOREIGN KEY (window_start, revision) REFERENCES billing.fence,
+    CONSTRAINT side_inside_window CHECK (
+        side_start >= window_start AND side_start < side_end AND side_end <= window_start + interval '1 hour'),
+    CONSTRAINT event_inside_side CHECK (event_time >= side_start AND event_time < side_end),
+    CONSTRAINT attempted_whole CHECK (
+        (attempt_count = 0) = (first_attempted_at IS NULL)
+        AND (attempt_count = 0 OR (customer_id IS NOT NULL AND event_name IS NOT NULL AND meter_id IS NOT NULL
+                                   AND usage_item_id IS NOT NULL AND event_time IS NOT NULL))),
+    CONSTRAINT only_attempts_arrive CHECK (attempt_count > 0 OR NOT may_have_arrived),
+    CONSTRAINT an_answer_needs_an_attempt CHECK (state NOT IN ('sending', 'rejected', 'unresolved', 'revoked') OR attempt_count > 0),
+    CONSTRAINT only_nothing_is_accepted_unsent CHECK (state NOT IN ('accepted', 'billed') OR attempt_count > 0 OR token_count = 0),
+    CONSTRAINT accepted_has_a_time CHECK ((state IN ('accepted', 'billed', 'revoked')) = (accepted_at IS NOT NULL)),
+    CONSTRAINT billed_has_a_time CHECK ((state = 'billed') = (billed_at IS NOT NULL)),
+    CONSTRAINT quarantined_has_a_reason CHECK (
+        (state = 'quarantined') = (quarantined_at IS NOT NULL) AND (state = 'quarantined') = (quarantine_reason IS NOT NULL))
+) WITH (fillfactor = 70);
+
+CREATE INDEX usage_report_window ON billing.usage_report (window_start, revision);
+-- Finds the minutes a customer's reports of an hour already use.
+CREATE INDEX usage_report_minutes ON billing.usage_report (customer_id, event_name, window_start) WHERE event_time IS NOT NULL;
+
+CREATE TABLE billing.push_attempt (
+    report_id      bigint NOT NULL REFERENCES billing.usage_report,
+    attempt        integer NOT NULL CHECK (attempt > 0),
+    identifier     text NOT NULL,
+    noted_at       timestamptz NOT NULL,
+    answered_at    timestamptz,
+    outcome        text CHECK (outcome IN ('accepted', 'rejected', 'unresolved', 'undelivered')),
+    http_status    integer,
+    message        text,
+    PRIMARY KEY (report_id, attempt),
+    CONSTRAINT answered_has_an_outcome CHECK ((answered_at IS NULL) = (outcome IS NULL))
+);
+
+-- One call at a time per customer and meter, across all runs: a lease is a row, so that connection poolers cannot break it.
+-- Its time is the database's own: it says whether a worker is alive, not what may be billed.
+CREATE TABLE billing.customer_lease (
+    customer_id  text NOT NULL,
+    event_name   text NOT NULL,
+    holder       uuid NOT NULL,
+    expires_at   timestamptz NOT NULL,
+    PRIMARY KEY (customer_id, event_name)
+) WITH (fillfactor = 50);
+
+CREATE TABLE billing.discrepancy (
+    id                     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    report_id              bigint NOT NULL REFERENCES billing.usage_report,
+    cause                  text NOT NULL CHECK (cause IN ('rows_changed')),
+    expected_token_count   bigint NOT NULL,
+    found_token_count      bigint NOT NULL,
+    expected_row_count     bigint NOT NULL,
+    found_row_count        bigint NOT NULL,
+    found_at               timestamptz NOT NULL,
+    resolved_at            timestamptz
+);
+CREATE UNIQUE INDEX one_open_discrepancy_per_report_and_cause ON billing.discrepancy (report_id, cause) WHERE resolved_at IS NULL;
+
+-- A report fixes for ever what it holds; its first attempt fixes where it goes.
+CREATE FUNCTION billing.refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION '%.% row cannot be changed that way: %', TG_TABLE_SCHEMA, TG_TABLE_NAME, TG_ARGV[0] USING ERRCODE = 'check_violation';
+END $$;
+
+CREATE TRIGGER what_it_holds_is_frozen
+    BEFORE UPDATE OF tenant_id, window_start, side_start, side_end, revision, row_count, token_count ON billing.usage_report
+    FOR EACH ROW WHEN ((OLD.tenant_id, OLD.window_start, OLD.side_start, OLD.side_end, OLD.revision, OLD.row_count, OLD.token_count)
+        IS DISTINCT FROM (NEW.tenant_id, NEW.window_start, NEW.side_start, NEW.side_end, NEW.revision, NEW.row_count, NEW.token_count))
+    EXECUTE FUNCTION billing.refuse_change('a frozen report keeps its tenant, window, side, revision and counts');
+
+CREATE TRIGGER where_it_went_is_fixed
+    BEFORE UPDATE OF customer_id, event_name, meter_id, usage_item_id, event_time, first_attempted_at ON billing.usage_report
+    FOR EACH ROW WHEN (OLD.first_attempted_at IS NOT NULL
+        AND (OLD.customer_id, OLD.event_name, OLD.meter_id, OLD.usage_item_id, OLD.event_time, OLD.first_attempted_at)
+        IS DISTINCT FROM (NEW.customer_id, NEW.event_name, NEW.meter_id, NEW.usage_item_id, NEW.event_time, NEW.first_attempted_at))
+    EXECUTE FUNCTION billing.refuse_change('the first attempt fixed where it goes and when it is dated');
+
+CREATE TRIGGER an_identifier_belongs_to_a_generation
+    BEFORE UPDATE OF identifier, generation ON billing.usage_report
+    FOR EACH ROW WHEN (OLD.identifier IS DISTINCT FROM NEW.identifier AND NEW.generation <= OLD.generation)
+    EXECUTE FUNCTION billing.refuse_change('a new identifier needs a new generation');
+
+CREATE TRIGGER a_fence_stands BEFORE UPDATE OR DELETE ON billing.fence
+    FOR EACH ROW EXECUTE FUNCTION billing.refuse_change('a fence stands where it was set');
+
+CREATE TRIGGER a_pin_holds BEFORE UPDATE OF ledger_id, cut_over, stripe_account_id, stripe_livemode ON billing.ledger
+    FOR EACH ROW WHEN (OLD.ledger_id <> NEW.ledger_id OR OLD.cut_over IS DISTINCT FROM NEW.cut_over
+        OR (OLD.pinned_at IS NOT NULL
+            AND (OLD.stripe_account_id, OLD.stripe_livemode) IS DISTINCT FROM (NEW.stripe_account_id, NEW.stripe_livemode)))
+    EXECUTE FUNCTION billing.refuse_change('a ledger keeps its id, its cut-over hour and its Stripe account');

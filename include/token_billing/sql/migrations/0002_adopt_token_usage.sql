@@ -1,0 +1,42 @@
+-- Adopts the application's token_usage: who recorded a row, and that what was recorded stays.
+
+-- The transaction that made the row visible. Adding it rewrites nothing: existing rows share this transaction's id.
+ALTER TABLE token_usage ADD COLUMN recorded_xid xid8 NOT NULL DEFAULT pg_current_xact_id();
+
+-- NOT VALID: rows from before are checked by the adoption itself, which names them.
+ALTER TABLE token_usage ADD CONSTRAINT billable_usage CHECK (
+    tenant_id IS NOT NULL AND created_at IS NOT NULL AND isfinite(created_at) AND billed IS NOT NULL
+    AND input_tokens IS NOT NULL AND output_tokens IS NOT NULL AND input_tokens >= 0 AND output_tokens >= 0
+) NOT VALID;
+
+-- The application cannot set recorded_xid: whatever it writes there is replaced by the truth.
+CREATE FUNCTION billing.stamp_recorded_xid() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.recorded_xid := pg_current_xact_id();
+    RETURN NEW;
+END $$;
+
+CREATE TRIGGER billing_stamps_usage BEFORE INSERT ON token_usage
+    FOR EACH ROW WHEN (NEW.recorded_xid IS DISTINCT FROM pg_current_xact_id())
+    EXECUTE FUNCTION billing.stamp_recorded_xid();
+
+CREATE TRIGGER billing_keeps_usage
+    BEFORE UPDATE OF id, tenant_id, input_tokens, output_tokens, created_at, recorded_xid ON token_usage
+    FOR EACH ROW WHEN ((OLD.id, OLD.tenant_id, OLD.input_tokens, OLD.output_tokens, OLD.created_at, OLD.recorded_xid)
+        IS DISTINCT FROM (NEW.id, NEW.tenant_id, NEW.input_tokens, NEW.output_tokens, NEW.created_at, NEW.recorded_xid))
+    EXECUTE FUNCTION billing.refuse_change('usage is insert-only; record a correction as a row of its own');
+
+-- Retention may delete what is billed, in a transaction that says so: SET LOCAL billing.retention = 'on'.
+CREATE FUNCTION billing.refuse_delete() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF OLD.billed AND current_setting('billing.retention', true) = 'on' THEN
+        RETURN OLD;
+    END IF;
+    RAISE EXCEPTION 'token_usage row % cannot be deleted: only billed rows, by retention (SET LOCAL billing.retention = ''on'')', OLD.id
+        USING ERRCODE = 'check_violation';
+END $$;
+
+CREATE TRIGGER billing_keeps_rows BEFORE DELETE ON token_usage FOR EACH ROW EXECUTE FUNCTION billing.refuse_delete();
+
+CREATE TRIGGER billing_keeps_all BEFORE TRUNCATE ON token_usage
+    FOR EACH STATEMENT EXECUTE FUNCTION billing.refuse_change('usage is never truncated; retention deletes what is billed');

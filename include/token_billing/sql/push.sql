@@ -1,0 +1,159 @@
+-- name: accept_zero_totals
+-- A report of no tokens needs no call.
+UPDATE billing.usage_report
+SET state = 'accepted', accepted_at = %(now)s
+WHERE window_start = %(window_start)s AND state = 'frozen' AND attempt_count = 0 AND token_count = 0
+
+-- name: items_to_look_up
+-- Subscription items that Stripe must be asked about before the shard's reports can be sent.
+SELECT DISTINCT tenant.stripe_usage_item_id
+FROM billing.usage_report report
+JOIN tenants tenant ON tenant.id = report.tenant_id
+LEFT JOIN billing.metered_item item ON item.usage_item_id = tenant.stripe_usage_item_id AND item.problem IS NULL
+WHERE report.window_start = %(window_start)s AND report.state = 'frozen' AND report.attempt_count = 0 AND report.token_count > 0
+  AND (hashtextextended(report.tenant_id, 0) & 65535) %% %(shard_count)s = %(shard)s
+  AND tenant.stripe_customer_id <> '' AND tenant.stripe_usage_item_id <> ''
+  AND item.usage_item_id IS NULL
+
+-- name: add_meter
+-- What Stripe said of a meter; nothing of it but its display name can change there.
+INSERT INTO billing.meter (meter_id, event_name, customer_payload_key, value_payload_key)
+VALUES (%(meter_id)s, %(event_name)s, %(customer_payload_key)s, %(value_payload_key)s)
+ON CONFLICT DO NOTHING
+
+-- name: set_metered_item
+-- What Stripe said of a subscription item; newer news replaces older.
+INSERT INTO billing.metered_item (usage_item_id, price_id, meter_id, problem, looked_up_at)
+VALUES (%(usage_item_id)s, %(price_id)s, %(meter_id)s, %(problem)s, %(now)s)
+ON CONFLICT (usage_item_id) DO UPDATE
+SET price_id = EXCLUDED.price_id, meter_id = EXCLUDED.meter_id, problem = EXCLUDED.problem, looked_up_at = EXCLUDED.looked_up_at
+WHERE metered_item.looked_up_at <= EXCLUDED.looked_up_at
+
+-- name: quarantine_unlinked
+-- Usage that leads to no metered subscription item is kept aside with the reason.
+UPDATE billing.usage_report report
+SET state = 'quarantined', quarantined_at = %(now)s, quarantine_reason = unlinked.reason
+FROM (
+    SELECT waiting.id,
+           CASE WHEN tenant.id IS NULL THEN 'unknown_tenant'
+                WHEN coalesce(tenant.stripe_customer_id, '') = '' THEN 'no_customer'
+                WHEN coalesce(tenant.stripe_usage_item_id, '') = '' THEN 'no_subscription_item'
+                WHEN item.problem IS NOT NULL THEN 'item_not_metered'
+           END AS reason
+    FROM billing.usage_report waiting
+    LEFT JOIN tenants tenant ON tenant.id = waiting.tenant_id
+    LEFT JOIN billing.metered_item item ON item.usage_item_id = tenant.stripe_usage_item_id
+    WHERE waiting.window_start = %(window_start)s AND waiting.state = 'frozen' AND waiting.attempt_count = 0 AND waiting.token_count > 0
+      AND (hashtextextended(waiting.tenant_id, 0) & 65535) %% %(shard_count)s = %(shard)s
+) unlinked
+WHERE report.id = unlinked.id AND unlinked.reason IS NOT NULL AND report.state = 'frozen' AND report.attempt_count = 0
+
+-- name: waiting_reports
+-- The next reports of a shard that want sending, and where each would go: as first attempted, else as its tenant is linked now.
+SELECT report.id, coalesce(report.customer_id, tenant.stripe_customer_id), coalesce(report.usage_item_id, item.usage_item_id),
+       meter.meter_id, meter.event_name, meter.customer_payload_key, meter.value_payload_key
+FROM billing.usage_report report
+LEFT JOIN tenants tenant ON tenant.id = report.tenant_id AND report.attempt_count = 0
+LEFT JOIN billing.metered_item item ON item.usage_item_id = tenant.stripe_usage_item_id
+JOIN billing.meter meter ON meter.meter_id = coalesce(report.meter_id, item.meter_id)
+WHERE report.window_start = %(window_start)s
+  AND report.state IN ('frozen', 'sending', 'unresolved') AND report.token_count > 0
+  AND (report.attempt_count > 0 OR tenant.stripe_customer_id <> '')
+  AND (hashtextextended(report.tenant_id, 0) & 65535) %% %(shard_count)s = %(shard)s
+  AND report.id > %(after_id)s
+ORDER BY report.id
+LIMIT %(limit)s
+
+-- name: lease_customers
+-- Leases customers and meters to one holder, except those that another holder's living lease covers. Says how many hold any.
+WITH leased AS (
+    INSERT INTO billing.customer_lease (customer_id, event_name, holder, expires_at)
+    SELECT DISTINCT customer_id, event_name, %(holder)s::uuid, clock_timestamp() + %(lease)s
+    FROM unnest(%(customer_ids)s::text[], %(event_names)s::text[]) AS wanted (customer_id, event_name)
+    ORDER BY customer_id, event_name
+    ON CONFLICT (customer_id, event_name) DO UPDATE
+    SET holder = EXCLUDED.holder, expires_at = EXCLUDED.expires_at
+    WHERE customer_lease.holder = EXCLUDED.holder OR customer_lease.expires_at < clock_timestamp()
+    RETURNING customer_id, event_name
+)
+SELECT customer_id, event_name,
+       (SELECT count(DISTINCT holder) FROM billing.customer_lease
+        WHERE expires_at >= clock_timestamp() AND holder <> %(holder)s::uuid) + 1 AS holder_count
+FROM leased
+
+-- name: release_leases
+-- Gives back what a holder leased.
+DELETE FROM billing.customer_lease WHERE holder = %(holder)s::uuid
+
+-- name: reports_to_send
+-- The given reports as they stand now that their customers are leased, with the minutes their customers' other reports use.
+SELECT report.id, report.tenant_id, report.window_start, report.side_start, report.side_end, report.identifier, report.token_count,
+       report.attempt_count, report.first_attempted_at, report.may_have_arrived OR report.state = 'sending',
+       report.event_time, report.key_number,
+       ARRAY(SELECT other.event_time
+             FROM billing.usage_report other
+             WHERE other.customer_id = wanted.customer_id AND other.event_name = wanted.event_name
+               AND other.window_start = report.window_start AND other.event_time IS NOT NULL)
+FROM unnest(%(ids)s::bigint[], %(customer_ids)s::text[], %(event_names)s::text[]) AS wanted (id, customer_id, event_name)
+JOIN billing.usage_report report ON report.id = wanted.id
+WHERE report.state IN ('frozen', 'sending', 'unresolved')
+ORDER BY report.id
+FOR UPDATE OF report
+
+-- name: note_attempts
+-- Writes down, before anything is sent, that it may have been: from here on the report counts as attempted.
+WITH noted AS (
+    UPDATE billing.usage_report report
+    SET state = 'sending',
+        may_have_arrived = attempt.may_have_arrived,
+        attempt_count = report.attempt_count + 1,
+        first_attempted_at = coalesce(report.first_attempted_at, %(now)s),
+        customer_id = attempt.customer_id, usage_item_id = attempt.usage_item_id,
+        meter_id = attempt.meter_id, event_name = attempt.event_name, event_time = attempt.event_time
+    FROM unnest(%(ids)s::bigint[], %(may_have_arrived)s::boolean[], %(customer_ids)s::text[], %(usage_item_ids)s::text[],
+                %(meter_ids)s::text[], %(event_names)s::text[], %(event_times)s::timestamptz[])
+         AS attempt (id, may_have_arrived, customer_id, usage_item_id, meter_id, event_name, event_time)
+    WHERE report.id = attempt.id
+    RETURNING report.id, report.attempt_count, report.identifier
+)
+INSERT INTO billing.push_attempt (report_id, attempt, identifier, noted_at)
+SELECT id, attempt_count, identifier, %(now)s FROM noted
+
+-- name: quarantine_reports
+-- Keeps reports aside that no attempt can have delivered.
+UPDATE billing.usage_report report
+SET state = 'quarantined', quarantined_at = %(now)s, quarantine_reason = aside.reason
+FROM unnest(%(ids)s::bigint[], %(reasons)s::text[]) AS aside (id, reason)
+WHERE report.id = aside.id AND NOT report.may_have_arrived
+
+-- name: record_outcomes
+-- Writes down how attempts ended. Only a holder's own attempt decides a state, but that Stripe has a report is true whoever learns it.
+WITH outcome AS (
+    SELECT *
+    FROM unnest(%(ids)s::bigint[], %(attempts)s::integer[], %(states)s::text[], %(outcomes)s::text[], %(may_have_arrived)s::boolean[],
+                %(key_numbers)s::integer[], %(http_statuses)s::integer[], %(messages)s::text[])
+         AS ended (id, attempt, state, outcome, may_have_arrived, key_number, http_status, message)
+), answered AS (
+    UPDATE billing.push_attempt attempt
+    SET answered_at = %(now)s, outcome = outcome.outcome, http_status = outcome.http_status, message = outcome.message
+    FROM outcome
+    WHERE attempt.report_id = outcome.id AND attempt.attempt = outcome.attempt
+)
+UPDATE billing.usage_report report
+SET state = outcome.state,
+    may_have_arrived = outcome.may_have_arrived,
+    key_number = outcome.key_number,
+    accepted_at = CASE WHEN outcome.state = 'accepted' THEN %(now)s::timestamptz END
+FROM outcome
+WHERE report.id = outcome.id
+  AND (report.state = 'sending' AND report.attempt_count = outcome.attempt
+       OR outcome.state = 'accepted' AND report.state IN ('frozen', 'sending', 'unresolved', 'rejected'))
+
+-- name: shard_states
+-- How many reports of a shard are in each state, with the last trouble that one of them met.
+SELECT report.state, count(*), max(attempt.message)
+FROM billing.usage_report report
+LEFT JOIN billing.push_attempt attempt ON attempt.report_id = report.id AND attempt.attempt = report.attempt_count
+WHERE report.window_start = %(window_start)s
+  AND (hashtextextended(report.tenant_id, 0) & 65535) %% %(shard_count)s = %(shard)s
+GROUP BY report.state

@@ -1,0 +1,104 @@
+"""Delivering noted attempts: within the rate, one call at a time per customer and meter, and only while it is safe to write."""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import cast
+
+from aiolimiter import AsyncLimiter
+from tenacity import AsyncRetrying, RetryCallState, retry_if_result, stop_after_attempt, wait_exponential_jitter
+
+from token_billing import metering
+from token_billing.adapters.stripe_gateway import StripeGateway
+from token_billing.model import AttemptResult, Clock, Outcome, SendableReport, Undelivered, Unresolved
+from token_billing.settings import PushSettings
+
+#: Requests for one noted attempt; what is still open after so many waits for the task's next try.
+TRIES = 5
+
+_BACKOFF = wait_exponential_jitter(initial=0.2, max=5)
+
+
+class Delivery:
+    """Sends noted attempts of one push; the rate is shared with the other living pushes."""
+
+    def __init__(self, stripe: StripeGateway, clock: Clock, settings: PushSettings, timeout_s: float) -> None:
+        self._stripe = stripe
+        self._clock = clock
+        self._rate = settings.calls_per_second
+        self._turns = asyncio.Semaphore(settings.concurrency)
+        self._timeout_s = timeout_s
+        self._sharers = 0
+        self._share_rate(1)
+
+    def _share_rate(self, holder_count: int) -> None:
+        """Takes an equal share of the rate, in bursts of a tenth of a second."""
+        if holder_count != self._sharers:
+            self._sharers = holder_count
+            share = self._rate / holder_count
+            period = max(0.1, 1 / share)
+            self._limiter = AsyncLimiter(share * period, period)
+
+    async def send(self, reports: Sequence[SendableReport], leased_until: float, holder_count: int) -> list[AttemptResult]:
+        """How each of the noted attempts ended. `leased_until`: on the monotonic clock, when the customers' leases end; no
+        request starts that could outlast them."""
+        self._share_rate(holder_count)
+        queues: defaultdict[tuple[str, str], list[SendableReport]] = defaultdict(list)
+        for report in reports:
+            queues[report.destination.customer_id, report.destination.meter.event_name].append(report)
+        last_start = leased_until - self._timeout_s
+        async with asyncio.TaskGroup() as customers:
+            sent = [customers.create_task(self._send_in_turn(queue, last_start)) for queue in queues.values()]
+        return [result for task in sent for result in task.result()]
+
+    async def _send_in_turn(self, queue: list[SendableReport], last_start: float) -> list[AttemptResult]:
+        async with self._turns:
+            return [await self._attempt(report, last_start) for report in queue]
+
+    async def _attempt(self, report: SendableReport, last_start: float) -> AttemptResult:
+        may_have_arrived, key_number, started = report.may_have_arrived, report.key_number, False
+        assert report.event_time is not None
+        event_time = report.event_time
+
+        async def request() -> Outcome:
+            nonlocal may_have_arrived, key_number, started
+            await self._limiter.acquire()
+            if time.monotonic() > last_start:
+                return Undelivered("the lease on the customer was running out", try_again=False)
+            if not metering.may_be_sent(report, event_time, may_have_arrived, self._clock()):
+                return Undelivered("it became too old to be sent safely", try_again=False)
+            started = True
+            answer = await self._stripe.report_usage(
+                report.destination,
+                report.identifier,
+                metering.idempotency_key(report.identifier, key_number),
+                report.token_count,
+                event_time,
+            )
+            outcome = metering.classify(answer, may_have_arrived=may_have_arrived)
+            if isinstance(outcome, Unresolved):
+                may_have_arrived, key_number = outcome.may_have_arrived, key_number + outcome.new_key
+            return outcome
+
+        outcome = await _RETRYING.copy()(request)
+        return AttemptResult(report.id, report.attempt_count + 1, outcome, may_have_arrived, key_number, started)
+
+
+def _wants_another_try(outcome: Outcome) -> bool:
+    return isinstance(outcome, Unresolved | Undelivered) and outcome.try_again
+
+
+def _pause(state: RetryCallState) -> float:
+    """What Stripe asked for, else exponential backoff with jitter."""
+    return getattr(_last_outcome(state), "retry_after_s", None) or _BACKOFF(state)
+
+
+def _last_outcome(state: RetryCallState) -> Outcome:
+    assert state.outcome is not None
+    return cast(Outcome, state.outcome.result())
+
+
+_RETRYING = AsyncRetrying(
+    retry=retry_if_result(_wants_another_try), wait=_pause, stop=stop_after_attempt(TRIES), retry_error_callback=_last_outcome
+)

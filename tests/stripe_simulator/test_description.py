@@ -1,0 +1,231 @@
+"""The simulator is held to Stripe's own API description, and the yardstick itself measures."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+
+from sandbox.stripe_simulator import params
+from sandbox.stripe_simulator.resources import ENDPOINTS
+from stripe_description import (
+    assert_exchanges_valid,
+    assert_request_valid,
+    assert_response_valid,
+    described_parameters,
+    is_described,
+)
+
+
+def every_route(billing, raw, now) -> list[tuple[str, str, dict]]:
+    """A valid call of every endpoint, in an order that works."""
+    meter, spare_meter = billing.meter(), billing.meter("spare")
+    customer, spare = billing.customer(), billing.customer()
+    price, metered = billing.price(), billing.metered_price(meter)
+    product = raw.post("/v1/products", {"name": "x"}).body["id"]
+    subscription = billing.subscription(customer, price, **{"items[1][price]": metered})
+    item = subscription["items"]["data"][0]["id"]
+    billing.send(customer, 1, now, "i")
+    start = int(now.timestamp())
+    third = billing.price()
+    return [
+        ("GET", "/v1/account", {}),
+        ("POST", "/v1/customers", {"name": "x", "metadata[a]": "b"}),
+        ("GET", "/v1/customers", {"limit": 3}),
+        ("GET", f"/v1/customers/{customer}", {"expand[]": "subscriptions"}),
+        ("POST", f"/v1/customers/{customer}", {"name": "y"}),
+        ("DELETE", f"/v1/customers/{spare}", {}),
+        ("POST", "/v1/products", {"name": "x", "images[]": "https://example.com/x.png", "marketing_features[0][name]": "fast"}),
+        ("GET", "/v1/products", {"active": "true"}),
+        ("GET", f"/v1/products/{product}", {}),
+        ("POST", f"/v1/products/{product}", {"name": "y", "unit_label": "token"}),
+        ("DELETE", f"/v1/products/{product}", {}),
+        ("POST", "/v1/prices", {"currency": "usd", "product_data[name]": "x", "unit_amount": 100}),
+        ("GET", "/v1/prices", {"expand[]": "data.tiers", "type": "recurring"}),
+        ("GET", f"/v1/prices/{price}", {"expand[]": "product"}),
+        ("POST", f"/v1/prices/{price}", {"nickname": "y"}),
+        ("POST", "/v1/billing/meters", {"display_name": "x", "event_name": "new", "default_aggregation[formula]": "last"}),
+        ("GET", "/v1/billing/meters", {"status": "active"}),
+        ("GET", f"/v1/billing/meters/{meter}", {}),
+        ("POST", f"/v1/billing/meters/{meter}", {"display_name": "y"}),
+        ("POST", f"/v1/billing/meters/{spare_meter}/deactivate", {}),
+        ("POST", f"/v1/billing/meters/{spare_meter}/reactivate", {}),
+        ("POST", "/v1/billing/meter_events", {"event_name": "tokens", "payload[stripe_customer_id]": customer, "payload[value]": 1}),
+        ("POST", "/v1/billing/meter_event_adjustments", {"event_name": "tokens", "type": "cancel", "cancel[identifier]": "i"}),
+        (
+            "GET",
+            f"/v1/billing/meters/{meter}/event_summaries",
+            {"customer": customer, "start_time": start, "end_time": start + 3600, "value_grouping_window": "hour"},
+        ),
+        ("POST", "/v1/subscriptions", {"customer": customer, "items[0][price]": price, "expand[]": "customer"}),
+        ("GET", "/v1/subscriptions", {"status": "all", "customer": customer}),
+        ("GET", f"/v1/subscriptions/{subscription['id']}", {"expand[]": "items.data.price.product"}),
+        ("POST", f"/v1/subscriptions/{subscription['id']}", {"description": "y", "proration_behavior": "none"}),
+        ("POST", "/v1/subscription_items", {"subscription": subscription["id"], "price": third}),
+        ("GET", "/v1/subscription_items", {"subscription": subscription["id"]}),
+        ("GET", f"/v1/subscription_items/{item}", {}),
+        ("POST", f"/v1/subscription_items/{item}", {"quantity": 2}),
+        ("DELETE", f"/v1/subscription_items/{item}", {"proration_behavior": "none"}),
+        ("DELETE", f"/v1/subscriptions/{subscription['id']}", {}),
+    ]
+
+
+def test_every_route_answers_as_stripe_describes(billing, raw, now, simulator, recording):
+    """Each endpoint is called with good parameters; answers and parameters are validated here, not only by the fixture."""
+    calls = every_route(billing, raw, now)
+    assert len(calls) == len(ENDPOINTS)
+    begun_at = recording.stat().st_size
+    for method, path, given in calls:
+        reply = raw.call(method, path, given)
+        assert reply.status == 200, (method, path, reply)
+        assert_response_valid(method, path, reply.status, reply.body)
+    with recording.open(encoding="utf-8") as exchanges:
+        exchanges.seek(begun_at)
+        assert assert_exchanges_valid(exchanges) == len(calls)
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: f"{endpoint.method} {endpoint.path}")
+def test_no_parameter_is_accepted_that_stripe_does_not_know(endpoint):
+    """Names, types, words and lengths, at every depth; and what Stripe requires is required."""
+    assert is_described(endpoint.method, endpoint.path)
+    described = described_parameters(endpoint.method, endpoint.path)
+    hold(endpoint.fields, described, endpoint.path)
+
+
+def alternatives(schema: dict) -> list[dict]:
+    return [one for alternative in schema["anyOf"] for one in alternatives(alternative)] if "anyOf" in schema else [schema]
+
+
+def hold(fields, described: dict, where: str) -> None:
+    unknown = set(fields) - set(described["properties"])
+    assert not unknown, f"{where} takes {unknown}"
+    required = {name for name, kind in fields.items() if kind.required}
+    assert set(described.get("required", [])) <= required, where
+    for name, kind in fields.items():
+        hold_kind(kind, described["properties"][name], f"{where} {name}")
+
+
+def hold_kind(kind: params.Kind, described: dict, where: str) -> None:
+    if isinstance(kind, params.Either):
+        for one in kind.kinds:
+            hold_kind(one, described, where)
+        return
+    shapes = alternatives(described)
+    if kind.unsettable:
+        assert any("" in shape.get("enum", []) for shape in shapes) or any(
+            shape.get("type") == "string" and "enum" not in shape for shape in shapes
+        ), f"{where} cannot be unset"
+    types = {
+        params.Text: "string",
+        params.FixedPoint: "string",
+        params.Currency: "string",
+        params.OneOf: "string",
+        params.Integer: "integer",
+        params.Boolean: "boolean",
+        params.ArrayOf: "array",
+        params.HashOf: "object",
+        params.TextMap: "object",
+    }
+    fitting = [shape for shape in shapes if shape.get("type") == types[type(kind)] and shape.get("enum") != [""]]
+    assert fitting, f"{where} is no {types[type(kind)]} at Stripe"
+    shape = fitting[0]
+    if isinstance(kind, params.Text) and "maxLength" in shape:
+        assert kind.max_length <= shape["maxLength"], where
+    if isinstance(kind, params.OneOf):
+        words = {word for one in fitting for word in one.get("enum", [])}
+        assert set(kind.words) <= words, where
+    if isinstance(kind, params.ArrayOf):
+        hold_kind(kind.element, shape["items"], f"{where}[]")
+    if isinstance(kind, params.HashOf):
+        hold(kind.fields, shape, where)
+
+
+# --- The yardstick measures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def subscription(billing) -> dict:
+    return billing.subscription(billing.customer(), billing.price())
+
+
+def broken(body: dict, change) -> dict:
+    body = copy.deepcopy(body)
+    change(body)
+    return body
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda body: body.update(invented=1),
+        lambda body: body["items"]["data"][0].update(invented=1),
+        lambda body: body["items"]["data"][0]["price"]["recurring"].update(invented=1),
+        lambda body: body["automatic_tax"].update(invented=1),
+        lambda body: body["items"]["data"][0].pop("current_period_end"),
+        lambda body: body["items"]["data"][0]["price"].update(unit_amount_decimal=1900),
+        lambda body: body.update(status="running"),
+        lambda body: body.update(customer=None),
+        lambda body: body.update(metadata={"a": 1}),
+        lambda body: body.update(created="2025-10-15"),
+        lambda body: body["items"]["data"][0].update(current_trial={"end": 1}),
+    ],
+)
+def test_a_response_that_stripe_would_not_send_is_found(subscription, change):
+    """Unknown keys at any depth, missing keys, wrong types, words and nulls."""
+    path = f"/v1/subscriptions/{subscription['id']}"
+    assert_response_valid("GET", path, 200, subscription)
+    with pytest.raises(AssertionError, match="not as Stripe describes it"):
+        assert_response_valid("GET", path, 200, broken(subscription, change))
+
+
+def test_an_error_must_have_stripes_shape():
+    """Any status but 200 is held to the error object."""
+    assert_response_valid("GET", "/v1/customers/cus_x", 404, {"error": {"type": "invalid_request_error", "message": "m"}})
+    with pytest.raises(AssertionError):
+        assert_response_valid("GET", "/v1/customers/cus_x", 404, {"error": {"type": "not_found"}})
+    with pytest.raises(AssertionError):
+        assert_response_valid("GET", "/v1/customers/cus_x", 404, {"detail": "Not Found"})
+
+
+@pytest.mark.parametrize(
+    "method, path, given",
+    [
+        ("POST", "/v1/customers", {"nme": "x"}),
+        ("POST", "/v1/customers", {"address": {"strasse": "x"}}),
+        ("POST", "/v1/subscriptions", {"customer": "c", "items": {"0": {"pirce": "p"}}}),
+        ("POST", "/v1/billing/meter_events", {"event_name": "x"}),
+        ("GET", "/v1/customers", {"limit": "ten"}),
+        ("GET", "/v1/subscriptions", {"status": "running"}),
+        ("POST", "/v1/billing/meter_events", {"event_name": "x", "payload": {}, "identifier": "i" * 101}),
+    ],
+)
+def test_a_request_that_stripe_would_refuse_is_found(method, path, given):
+    """Unknown names at any depth, missing ones, wrong types, words and lengths."""
+    with pytest.raises(AssertionError):
+        assert_request_valid(method, path, given)
+
+
+@pytest.mark.parametrize(
+    "method, path, given",
+    [
+        ("GET", "/v1/customers", {"limit": "10", "created": {"gte": "1"}, "expand": ["data.subscriptions"]}),
+        ("POST", "/v1/customers/cus_x", {"metadata": "", "address": {"city": "x"}, "balance": "-5"}),
+        ("POST", "/v1/subscriptions", {"customer": "c", "items": {"0": {"price": "p"}, "1": {"price": "q"}}, "trial_end": "now"}),
+        ("POST", "/v1/prices", {"currency": "usd", "tiers": {"0": {"up_to": "5"}, "1": {"up_to": "inf"}}, "active": "true"}),
+        ("POST", "/v1/billing/meter_events", {"event_name": "x", "payload": {"value": "5"}, "timestamp": "1"}),
+    ],
+)
+def test_form_strings_are_read_as_the_described_types(method, path, given):
+    """Integers, booleans, numbered arrays, and either-or parameters."""
+    assert_request_valid(method, path, given)
+
+
+def test_a_recording_is_judged_exchange_by_exchange():
+    """A refused request may be anything; an answered one may not."""
+    error = {"error": {"type": "invalid_request_error", "message": "m"}}
+    refused = {"method": "POST", "path": "/v1/customers", "params": {"nme": "x"}, "status": 400, "body": error}
+    unknown_url = {"method": "GET", "path": "/v1/nothing", "params": {}, "status": 404, "body": error}
+    assert assert_exchanges_valid(json.dumps(one) for one in (refused, unknown_url)) == 2
+    with pytest.raises(AssertionError):
+        assert_exchanges_valid([json.dumps({**refused, "status": 200, "body": {"id": "cus_x"}})])
