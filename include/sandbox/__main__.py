@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from sandbox.postgres import PostgresError
 from sandbox.usage_csv import UsageFileError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -32,6 +33,45 @@ def demo(
         console.print(str(refusal), style="red", markup=False)
         raise typer.Exit(2) from None
     raise typer.Exit(0 if run_demo(what, console) else 1)
+
+
+@app.command()
+def up(
+    port: Annotated[int | None, typer.Option(envvar="PORT", min=1, max=65535, help="Airflow's port on 127.0.0.1 (default 8080).")] = None,
+) -> None:
+    """Start Airflow with the sandbox in the background, usage arriving; returns when everything is healthy."""
+    from sandbox import stack
+
+    try:
+        url = stack.up(_say, port)
+    except (stack.StackFailed, PostgresError) as failure:
+        console.print(str(failure), style="red", markup=False)
+        raise typer.Exit(1) from None
+    console.print(f"\n  Airflow     [bold]{url}[/]  (no login)\n  its logs    {stack.LOGS}\n  to stop it  make down\n", soft_wrap=True)
+
+
+@app.command()
+def down() -> None:
+    """Stop everything that `up` started."""
+    from sandbox import stack
+
+    try:
+        console.print("stopped" if stack.down(_say) else "nothing was running")
+    except (stack.StackFailed, PostgresError) as failure:
+        console.print(str(failure), style="red", markup=False)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def status() -> None:
+    """Say which parts of the sandbox run; exit 0 only if it is up."""
+    from sandbox import stack
+
+    raise typer.Exit(0 if stack.status(_say) else 1)
+
+
+def _say(line: str) -> None:
+    console.print(line, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,8 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import time
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -36,14 +34,13 @@ import psutil
 import psycopg
 from psycopg import sql
 
+from sandbox.ports import AUTOMATIC_PORTS, free_port, is_free
 from sandbox.unprivileged import Account, accounts
 
 #: Recovery after a kill replays at most a few checkpoints; two minutes is far more than it ever took.
 START_TIMEOUT_SECONDS = 120.0
 #: A fast shutdown writes one checkpoint; after this the server is told to drop everything and recover at its next start.
 STOP_TIMEOUT_SECONDS = 60.0
-#: Below every system's range for outgoing connections (Linux from 32768, macOS from 49152), so that none takes the port between two starts.
-AUTOMATIC_PORTS = range(20000, 32000)
 #: No system gives this number to a process (Linux stops at 2^22, macOS at 99998).
 IMPOSSIBLE_PID = 2**31 - 2
 
@@ -258,7 +255,7 @@ class PostgresServer:
         return True
 
     def _start_stopped(self) -> None:
-        if self._wanted_port is not None and not _is_free(self._wanted_port):
+        if self._wanted_port is not None and not is_free(self._wanted_port):
             raise PostgresError(_taken(self._wanted_port))
         binaries = _find_binaries()
         account, binaries = self._choose_account(binaries)
@@ -373,13 +370,14 @@ class PostgresServer:
         return not serves
 
     def _free_port(self) -> int:
-        """The remembered port if it is free, else the next free one after the place in the range that the folder's name gives."""
-        remembered, first = self._remembered_port(), zlib.crc32(os.fsencode(self.data_dir))
-        in_turn = (AUTOMATIC_PORTS[(first + step) % len(AUTOMATIC_PORTS)] for step in range(len(AUTOMATIC_PORTS)))
-        for port in (*([remembered] if remembered is not None else []), *in_turn):
-            if _is_free(port):
-                return port
-        raise PostgresError(f"No port from {AUTOMATIC_PORTS.start} to {AUTOMATIC_PORTS.stop} is free on 127.0.0.1: ask for one yourself.")
+        """The remembered port if it is free, else another."""
+        remembered = self._remembered_port()
+        port = free_port(self.data_dir, [] if remembered is None else [remembered])
+        if port is None:
+            raise PostgresError(
+                f"No port from {AUTOMATIC_PORTS.start} to {AUTOMATIC_PORTS.stop} is free on 127.0.0.1: ask for one yourself."
+            )
+        return port
 
 
 def _find_binaries() -> Path:
@@ -402,21 +400,6 @@ def _major_version(account: Account, binaries: Path) -> int:
         return int(said.split()[2].partition(".")[0])
     except (IndexError, ValueError) as error:
         raise PostgresError(f"{binaries / 'initdb'} does not tell its version ({said!r}): is it PostgreSQL's?") from error
-
-
-def _is_free(port: int) -> bool:
-    """Whether a server could listen on 127.0.0.1:port now."""
-    with socket.socket() as listener, socket.socket() as caller:
-        # As PostgreSQL does, so that old connections of an ended server do not count.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        listener.close()
-        # macOS lets two programs listen on one port when one of them listens on every address.
-        caller.settimeout(1.0)
-        return caller.connect_ex(("127.0.0.1", port)) != 0
 
 
 def _taken(port: int) -> str:

@@ -54,7 +54,9 @@ def may_be_sent(report: SendableReport, event_time: datetime, may_have_arrived: 
     young enough for Stripe to be sure to recognise the identifier. Asked again right before every write."""
     if cannot_be_sent(report.token_count, event_time, now):
         return False
-    return not may_have_arrived or report.first_attempted_at is None or now < report.first_attempted_at + RESEND_LIMIT
+    if not may_have_arrived:
+        return True
+    return report.first_attempted_at is not None and now < report.first_attempted_at + RESEND_LIMIT
 
 
 def classify(answer: Answer | NoAnswer, *, may_have_arrived: bool) -> Outcome:

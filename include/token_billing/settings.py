@@ -20,6 +20,9 @@ class PushSettings:
     calls_per_second: float
     reads_per_second: float = 20.0
     concurrency: int = 64
+    #: Requests for one noted attempt, and the first wait between two; what is open after them waits for the task's next try.
+    tries: int = 5
+    backoff_s: float = 0.2
     lease: timedelta = timedelta(seconds=60)
 
     @property

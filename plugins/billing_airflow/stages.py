@@ -10,12 +10,16 @@ from token_billing.stages import check_conservation as checking
 from token_billing.stages import freeze as freezing
 from token_billing.stages import mark_billed as marking
 from token_billing.stages import push as pushing
+from token_billing.stages.adopt import adopt_if_new
 from token_billing.windows import Window, window_of
 
 
 def freeze(context: Context) -> list[list[int]]:
-    """Freezes the run's window; returns the shards to push, as [number, count]: none where nothing is left to send."""
-    frozen = freezing.freeze(billing_db, _window(context), billing_clock())
+    """Freezes the run's window, in a database adopted now if none of it was billed before; returns the shards to push, as
+    [number, count]: none where nothing is left to send."""
+    clock = billing_clock()
+    adopt_if_new(billing_db, clock)
+    frozen = freezing.freeze(billing_db, _window(context), clock)
     return [[shard.number, shard.count] for shard in shards_for(frozen.pending_count)]
 
 

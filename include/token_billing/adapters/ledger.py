@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 
 from token_billing.adapters.database import Connection
-from token_billing.adapters.queries import queries
+from token_billing.adapters.queries import queries, sql_path
 from token_billing.errors import LedgerNotReady, WrongStripeAccount
 from token_billing.model import (
     Accepted,
@@ -35,20 +35,25 @@ MARK = queries("mark_billed.sql")
 LEDGER = queries("ledger.sql")
 CONSERVATION = queries("conservation.sql")
 
+#: The migration this code was written for.
+NEWEST_MIGRATION = max(path.name.removesuffix(".sql") for path in sql_path("migrations").iterdir() if path.name.endswith(".sql"))
+
 #: How to make a database ready; every refusal below ends with it.
 ADOPT = '`python -m billing_airflow adopt` makes it ready (see the runbook, "Adopting a database")'
 
 
 def identity(db: Connection) -> LedgerIdentity:
-    """What this ledger is pinned to; raises LedgerNotReady where there is none, or where it was carried to another cluster,
-    in which its fences would mean other rows."""
+    """What this ledger is pinned to; raises LedgerNotReady where there is none, where it is not the one this code was written for,
+    or where it was carried to another cluster, in which its fences would mean other rows."""
     try:
         found = db.execute(LEDGER["identity"]).fetchone()
     except psycopg.errors.UndefinedTable as missing:
         raise LedgerNotReady(f"the database behind `billing_db` has no ledger; {ADOPT}") from missing
     if found is None:
         raise LedgerNotReady(f"the adoption of the database behind `billing_db` was not finished; {ADOPT}")
-    ledger_id, account_id, livemode, cut_over, pinned_cluster, this_cluster = found
+    ledger_id, account_id, livemode, cut_over, pinned_cluster, this_cluster, migration = found
+    if migration != NEWEST_MIGRATION:
+        raise LedgerNotReady(f"the ledger is at migration {migration}, this code needs {NEWEST_MIGRATION}; {ADOPT}")
     if pinned_cluster != this_cluster:
         raise LedgerNotReady(
             f"this ledger was made in database cluster {pinned_cluster} but lies in {this_cluster}: it is a restored or copied "

@@ -2,7 +2,7 @@
 
 import re
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import LiteralString, cast
 
 _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
@@ -11,6 +11,11 @@ _NAME = re.compile(r"^-- name: (\w+)$", re.MULTILINE)
 @cache
 def queries(file_name: str) -> dict[str, LiteralString]:
     """The queries of one file by name; the text is our own, hence literal, whatever a type checker can see."""
-    text = resources.files("token_billing").joinpath("sql", file_name).read_text(encoding="utf-8")
+    text = sql_path(file_name).read_text(encoding="utf-8")
     _, *parts = _NAME.split(text)
     return {name: cast(LiteralString, body.strip()) for name, body in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def sql_path(name: str) -> Path:
+    """A file or folder inside `sql/`."""
+    return Path(__file__).parents[1] / "sql" / name

@@ -117,7 +117,7 @@ class StripeGateway:
         again = AsyncRetrying(
             retry=retry_if_exception_type((stripe.APIConnectionError, stripe.RateLimitError, stripe.APIError, *_TRANSPORT_ERRORS)),
             stop=stop_after_attempt(4),
-            wait=wait_exponential_jitter(initial=0.25, max=5),
+            wait=wait_exponential_jitter(multiplier=0.25, max=5),
             reraise=True,
         )
 

@@ -1,7 +1,7 @@
 -- name: identity
--- What the ledger is pinned to, and whether it lies in the cluster whose transaction ids its fences speak of.
+-- What the ledger is pinned to, its newest migration, and whether it lies in the cluster whose transaction ids its fences speak of.
 SELECT ledger_id::text, stripe_account_id, stripe_livemode, cut_over, system_identifier,
-       (SELECT system_identifier FROM pg_control_system())
+       (SELECT system_identifier FROM pg_control_system()), (SELECT version_num FROM billing.migration)
 FROM billing.ledger
 
 -- name: create

@@ -68,9 +68,9 @@ LIMIT %(limit)s
 -- Leases customers and meters to one holder, except those that another holder's living lease covers. Says how many hold any.
 WITH leased AS (
     INSERT INTO billing.customer_lease (customer_id, event_name, holder, expires_at)
-    SELECT DISTINCT customer_id, event_name, %(holder)s::uuid, clock_timestamp() + %(lease)s
-    FROM unnest(%(customer_ids)s::text[], %(event_names)s::text[]) AS wanted (customer_id, event_name)
-    ORDER BY customer_id, event_name
+    SELECT customer_id, event_name, %(holder)s::uuid, clock_timestamp() + %(lease)s
+    FROM (SELECT DISTINCT * FROM unnest(%(customer_ids)s::text[], %(event_names)s::text[])) AS wanted (customer_id, event_name)
+    ORDER BY customer_id, event_name  -- in one order, so that two holders cannot wait for each other
     ON CONFLICT (customer_id, event_name) DO UPDATE
     SET holder = EXCLUDED.holder, expires_at = EXCLUDED.expires_at
     WHERE customer_lease.holder = EXCLUDED.holder OR customer_lease.expires_at < clock_timestamp()

@@ -35,6 +35,14 @@ _COLUMNS = {
 }
 
 
+def adopt_if_new(connect: Connect, clock: Clock) -> None:
+    """Adopts a database that has no ledger yet; LedgerNotReady, telling what to do, where another job has billed from it."""
+    with session(connect) as db:
+        adopted = ledger.exists(db)
+    if not adopted:
+        adopt(connect, clock)
+
+
 def adopt(connect: Connect, clock: Clock, cut_over: datetime | None = None) -> None:
     """Creates or updates the ledger and adopts the usage table. Doing it again changes nothing.
 

@@ -14,11 +14,6 @@ from token_billing.adapters.stripe_gateway import StripeGateway
 from token_billing.model import AttemptResult, Clock, Outcome, SendableReport, Undelivered, Unresolved
 from token_billing.settings import PushSettings
 
-#: Requests for one noted attempt; what is still open after so many waits for the task's next try.
-TRIES = 5
-
-_BACKOFF = wait_exponential_jitter(initial=0.2, max=5)
-
 
 class Delivery:
     """Sends noted attempts of one push; the rate is shared with the other living pushes."""
@@ -29,6 +24,13 @@ class Delivery:
         self._rate = settings.calls_per_second
         self._turns = asyncio.Semaphore(settings.concurrency)
         self._timeout_s = timeout_s
+        backoff = wait_exponential_jitter(multiplier=settings.backoff_s, max=5)
+        self._retrying = AsyncRetrying(
+            retry=retry_if_result(_wants_another_try),
+            wait=lambda state: getattr(_last_outcome(state), "retry_after_s", None) or backoff(state),  # what Stripe asks for comes first
+            stop=stop_after_attempt(settings.tries),
+            retry_error_callback=_last_outcome,
+        )
         self._sharers = 0
         self._share_rate(1)
 
@@ -81,7 +83,7 @@ class Delivery:
                 may_have_arrived, key_number = outcome.may_have_arrived, key_number + outcome.new_key
             return outcome
 
-        outcome = await _RETRYING.copy()(request)
+        outcome = await self._retrying.copy()(request)
         return AttemptResult(report.id, report.attempt_count + 1, outcome, may_have_arrived, key_number, started)
 
 
@@ -89,16 +91,6 @@ def _wants_another_try(outcome: Outcome) -> bool:
     return isinstance(outcome, Unresolved | Undelivered) and outcome.try_again
 
 
-def _pause(state: RetryCallState) -> float:
-    """What Stripe asked for, else exponential backoff with jitter."""
-    return getattr(_last_outcome(state), "retry_after_s", None) or _BACKOFF(state)
-
-
 def _last_outcome(state: RetryCallState) -> Outcome:
     assert state.outcome is not None
     return cast(Outcome, state.outcome.result())
-
-
-_RETRYING = AsyncRetrying(
-    retry=retry_if_result(_wants_another_try), wait=_pause, stop=stop_after_attempt(TRIES), retry_error_callback=_last_outcome
-)

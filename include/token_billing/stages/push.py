@@ -138,7 +138,7 @@ def _sort_out(reports: Sequence[SendableReport], now: datetime) -> tuple[list[Se
             event_time = report.side.event_time([*report.used_event_times, *used_here])
             used_here.append(event_time)
         if metering.may_be_sent(report, event_time, report.may_have_arrived, now):
-            to_send.append(replace(report, event_time=event_time))
+            to_send.append(replace(report, event_time=event_time, first_attempted_at=report.first_attempted_at or now))
         elif not report.may_have_arrived and (reason := metering.cannot_be_sent(report.token_count, event_time, now)):
             to_quarantine[report.id] = reason
     return to_send, to_quarantine

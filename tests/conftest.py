@@ -1,0 +1,78 @@
+"""The tests' world: one throw-away PostgreSQL, one Stripe simulator whose every exchange is held to Stripe's own description
+at the end, and an environment without anything of the caller's that could lead to a real account.
+
+Airflow reads its settings when it is first imported, so they are set here, before any test module is."""
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from sandbox.environment import SandboxServices, airflow_environment
+from sandbox.postgres import PostgresServer
+from sandbox.services import prepare_billing_database
+from sandbox.stripe_simulator.process import StripeSimulator
+from world import World
+
+_FOLDER = Path(tempfile.mkdtemp(prefix="token-billing-tests-"))
+atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
+
+_POSTGRES = PostgresServer(_FOLDER / "postgres", durable=False)
+_POSTGRES.start()
+atexit.register(_POSTGRES.stop)
+
+_NOBODY = SandboxServices("postgresql://nobody@127.0.0.1:9/none", _POSTGRES.ensure_database("airflow"), "http://127.0.0.1:9")
+_ENVIRONMENT = airflow_environment(_NOBODY, _FOLDER / "airflow", replayed=False)
+os.environ.clear()
+os.environ.update(_ENVIRONMENT, AIRFLOW__LOGGING__LOGGING_LEVEL="ERROR")
+
+
+@pytest.fixture(scope="session")
+def postgres() -> PostgresServer:
+    """The tests' server: killed clients lose nothing, a power cut everything."""
+    return _POSTGRES
+
+
+@pytest.fixture(scope="session")
+def _simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StripeSimulator]:
+    from stripe_description import assert_recording_valid
+
+    record = tmp_path_factory.mktemp("simulator") / "exchanges.jsonl"
+    with StripeSimulator.start(record=record) as simulator:
+        yield simulator
+    assert assert_recording_valid(record) > 0
+
+
+@pytest.fixture
+def simulator(_simulator: StripeSimulator) -> StripeSimulator:
+    """An empty Stripe account whose meters show events at once; every exchange is validated when the session ends."""
+    _simulator.reset(clock="real")
+    _simulator.settings(summary_delay_seconds=0)
+    return _simulator
+
+
+@pytest.fixture(scope="session")
+def _adopted_template(postgres: PostgresServer) -> str:
+    """A database with the application's tables, adopted; copied for each test."""
+    prepare_billing_database(postgres.recreate_database("adopted"))
+    return "adopted"
+
+
+@pytest.fixture
+def billing_dsn(postgres: PostgresServer, _adopted_template: str) -> str:
+    """A fresh, adopted billing database."""
+    with psycopg.connect(postgres.dsn(), autocommit=True) as admin:
+        admin.execute("DROP DATABASE IF EXISTS billing WITH (FORCE)")
+        admin.execute(f"CREATE DATABASE billing TEMPLATE {_adopted_template}")
+    return postgres.dsn("billing")
+
+
+@pytest.fixture
+def world(billing_dsn: str, simulator: StripeSimulator) -> World:
+    """An adopted database and an empty Stripe account."""
+    return World(billing_dsn, simulator)

@@ -1,0 +1,165 @@
+"""The database refuses illegal states, whoever writes them."""
+
+import psycopg
+import pytest
+
+from world import World
+
+
+@pytest.fixture
+def frozen(world: World) -> World:
+    """One frozen report, id 1, of tenant a."""
+    world.use("a", 5)
+    world.freeze()
+    return world
+
+
+COPY_REPORT = (
+    "INSERT INTO billing.usage_report (tenant_id, window_start, side_start, side_end, revision, identifier, row_count, token_count, frozen_at) "
+    "SELECT {tenant}, window_start, {side_start}, {side_end}, {revision}, {identifier}, {rows}, {tokens}, frozen_at FROM billing.usage_report"
+)
+VALID = {
+    "tenant": "'b'",
+    "side_start": "side_start",
+    "side_end": "side_end",
+    "revision": "0",
+    "identifier": "'i'",
+    "rows": "1",
+    "tokens": "5",
+}
+
+
+def test_a_valid_report_is_taken(frozen: World) -> None:
+    """So that the refusals below are about what they say."""
+    frozen.sql(COPY_REPORT.format(**VALID))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"identifier": "NULL"},
+        {"identifier": "''"},
+        {"identifier": "repeat('x', 101)"},
+        {"identifier": "identifier"},
+        {"tenant": "'a'"},
+        {"tenant": "NULL"},
+        {"tokens": "-1"},
+        {"rows": "0"},
+        {"revision": "1"},
+        {"side_start": "side_start - interval '1 second'"},
+        {"side_end": "side_end + interval '1 second'"},
+        {"side_end": "side_start"},
+    ],
+)
+def test_an_impossible_report_is_refused(frozen: World, wrong: dict[str, str]) -> None:
+    """No identifier or somebody else's; a second report for one tenant, window, side and revision; negative tokens; no rows; a
+    revision without a fence; a side that is not inside its window."""
+    with pytest.raises(psycopg.IntegrityError):
+        frozen.sql(COPY_REPORT.format(**{**VALID, **wrong}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "state = 'accepted'",
+        "state = 'accepted', accepted_at = now()",
+        "state = 'billed', accepted_at = now(), billed_at = now()",
+        "state = 'sending'",
+        "state = 'unresolved'",
+        "state = 'rejected'",
+        "state = 'revoked', accepted_at = now()",
+        "state = 'quarantined'",
+        "state = 'quarantined', quarantined_at = now()",
+        "state = 'quarantined', quarantine_reason = 'no_customer'",
+        "state = 'quarantined', quarantined_at = now(), quarantine_reason = 'whim'",
+        "state = 'lost'",
+        "accepted_at = now()",
+        "billed_at = now()",
+        "may_have_arrived = true",
+        "attempt_count = 1",
+        "attempt_count = 1, first_attempted_at = now()",
+        "first_attempted_at = now()",
+        "event_time = side_end",
+        "event_time = side_start - interval '1 minute'",
+        "tenant_id = 'b'",
+        "token_count = 6",
+        "row_count = 2",
+        "identifier = 'another'",
+        "identifier = NULL",
+    ],
+)
+def test_an_impossible_state_is_refused(frozen: World, change: str) -> None:
+    """Times belong to states, answers to attempts, reasons to quarantine, and what is frozen is frozen."""
+    with pytest.raises(psycopg.IntegrityError):
+        frozen.sql(f"UPDATE billing.usage_report SET {change}")
+
+
+@pytest.mark.parametrize("change", ["customer_id = 'cus_other'", "event_time = event_time + interval '1 minute'", "event_name = 'x'"])
+def test_the_first_attempt_fixes_where_a_report_goes(frozen: World, change: str) -> None:
+    """A retry repeats what was attempted, not what the tenant points at today."""
+    frozen.link("a")
+    frozen.push()
+    with pytest.raises(psycopg.IntegrityError, match="first attempt fixed"):
+        frozen.sql(f"UPDATE billing.usage_report SET {change}")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE billing.fence SET snapshot = pg_current_snapshot()",
+        "DELETE FROM billing.fence",
+        "INSERT INTO billing.fence SELECT window_start + interval '1 minute', 1, snapshot, frozen_at FROM billing.fence",
+        "INSERT INTO billing.fence SELECT window_start, 1, snapshot, window_start FROM billing.fence",
+        "INSERT INTO billing.ledger (system_identifier, adopted_at) VALUES (1, now())",
+        "UPDATE billing.ledger SET ledger_id = gen_random_uuid()",
+        "UPDATE billing.ledger SET cut_over = date_trunc('hour', now())",
+        "INSERT INTO billing.push_attempt VALUES (1, 1, 'i', now(), now(), NULL)",
+    ],
+)
+def test_a_fence_and_the_ledgers_identity_stand(frozen: World, change: str) -> None:
+    """They say which rows a report holds and whose money it is."""
+    with pytest.raises(psycopg.IntegrityError):
+        frozen.sql(change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE token_usage SET input_tokens = 6",
+        "UPDATE token_usage SET output_tokens = 6",
+        "UPDATE token_usage SET tenant_id = 'b'",
+        "UPDATE token_usage SET created_at = created_at - interval '1 hour'",
+        "UPDATE token_usage SET recorded_xid = '3'",
+        "DELETE FROM token_usage",
+        "TRUNCATE token_usage",
+        "INSERT INTO token_usage (tenant_id, model, input_tokens, output_tokens) VALUES ('a', 'm', -1, 0)",
+        "INSERT INTO token_usage (tenant_id, model, input_tokens, output_tokens, created_at) VALUES ('a', 'm', 1, 0, 'infinity')",
+    ],
+)
+def test_recorded_usage_stays_as_it_was_recorded(frozen: World, change: str) -> None:
+    """Insert-only: a correction is a row of its own; only retention deletes, and only what is billed."""
+    with pytest.raises(psycopg.IntegrityError):
+        frozen.sql(change)
+    with frozen.connect() as db:
+        db.execute("SET LOCAL billing.retention = 'on'")
+        with pytest.raises(psycopg.IntegrityError):
+            db.execute("DELETE FROM token_usage")
+
+
+def test_retention_may_delete_what_is_billed(frozen: World) -> None:
+    """In a transaction that says so."""
+    frozen.link("a")
+    frozen.push()
+    frozen.mark_billed()
+    with frozen.connect() as db:
+        db.execute("SET LOCAL billing.retention = 'on'")
+        assert db.execute("DELETE FROM token_usage").rowcount == 1
+
+
+def test_the_application_cannot_say_who_recorded_a_row(world: World) -> None:
+    """Whatever it writes there is replaced by the transaction's own id."""
+    world.sql(
+        "INSERT INTO token_usage (tenant_id, model, input_tokens, output_tokens, created_at, recorded_xid) VALUES ('a', 'm', 5, 0, %s, '3')",
+        world.window.start,
+    )
+    assert world.sql("SELECT recorded_xid > '3' FROM token_usage") == [(True,)]

@@ -1,0 +1,249 @@
+"""What Stripe answers, or fails to answer, and what becomes of the report: unknown is never failed, and nothing is counted twice."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import stripe
+
+from token_billing.adapters.stripe_gateway import StripeTarget
+from token_billing.errors import ReportsLeftOver, StripeRefusesKey, StripeUnavailable, WrongStripeAccount
+from token_billing.model import Shard
+from token_billing.stages.push import push
+from unreliable_network import UnreliableNetwork, unreliable_network
+from world import SETTINGS, World, now
+
+RATE_LIMITED = {"status": 429, "error": {"type": "invalid_request_error", "code": "rate_limit", "message": "Too many requests"}}
+NO_METER = {"status": 400, "error": {"type": "invalid_request_error", "message": "No active meter found"}}
+BROKEN = {"status": 500, "error": {"type": "api_error", "message": "Something went wrong"}}
+
+
+@pytest.fixture
+def network(world: World) -> Iterator[UnreliableNetwork]:
+    """Lies between the product and the simulator; one tenant has five tokens frozen."""
+    world.link("a")
+    world.use("a", 5)
+    with unreliable_network(world.simulator.base_url) as network:
+        world.stripe_base = network.base_url
+        yield network
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        "answer lost",
+        "request lost",
+        "garbled answer",
+        BROKEN,
+        {**BROKEN, "after": True},
+        RATE_LIMITED,
+        {**RATE_LIMITED, "headers": {"Retry-After": "1"}},
+    ],
+)
+def test_a_passing_trouble_is_overcome_within_the_task(world: World, network: UnreliableNetwork, trouble: Any) -> None:
+    """Twice over: the request is sent again under the same identifier, and the duplicate refusal it may meet is our own."""
+    network.troubles.extend([trouble] * 2)
+    world.bill()
+    assert world.marked() == world.at_stripe() == {"a": 5}
+    assert len(world.simulator.meter_events()) == 1
+
+
+@pytest.mark.parametrize("trouble", ["answer lost", "request lost", "garbled answer", BROKEN, {**BROKEN, "after": True}])
+def test_a_lasting_trouble_leaves_the_report_unresolved_and_a_later_run_bills_it(
+    world: World, network: UnreliableNetwork, trouble: Any
+) -> None:
+    """The task fails, saying so; nothing is marked; the next run finds out or sends again."""
+    network.always = trouble
+    world.freeze()
+    with pytest.raises(StripeUnavailable, match="stripe_default"):
+        world.push()
+    world.mark_billed()
+    assert (world.states(), world.marked()) == ({"a": "unresolved"}, {})
+    network.always = "ok"
+    world.bill()
+    assert world.marked() == world.at_stripe() == {"a": 5}
+    assert len(world.simulator.meter_events()) == 1
+
+
+def test_a_replayed_error_is_not_met_under_the_same_key_twice(world: World, network: UnreliableNetwork) -> None:
+    """Stripe stores a 500 for its key and would replay it for a day; the identifier alone de-duplicates."""
+    network.troubles.extend([{**BROKEN, "after": True}, {**BROKEN, "headers": {"Idempotent-Replayed": "true"}}])
+    world.bill()
+    keys = [request["idempotency-key"] for request in network.meter_event_requests]
+    assert keys[1] == keys[0] and keys[2] == f"{keys[0]}#1"
+    assert world.marked() == world.at_stripe() == {"a": 5}
+
+
+def test_waiting_as_long_as_stripe_asks(world: World, network: UnreliableNetwork) -> None:
+    """Retry-After is obeyed."""
+    network.troubles.append({**RATE_LIMITED, "headers": {"Retry-After": "2"}})
+    world.freeze()
+    began = time.monotonic()
+    world.push()
+    assert time.monotonic() - began >= 2
+
+
+def test_a_refused_report_is_rejected_and_the_others_are_billed(world: World, network: UnreliableNetwork) -> None:
+    """Its tokens are shown as quarantined, the task fails so that somebody is told, and nothing is sent again."""
+    world.link("b")
+    world.use("b", 7)
+    network.troubles.append(NO_METER)
+    world.freeze()
+    for _ in range(2):
+        with pytest.raises(ReportsLeftOver, match="1 reports rejected"):
+            world.push()
+    world.mark_billed()
+    assert sorted(world.states().values()) == ["billed", "rejected"]
+    assert len(network.meter_event_requests) == 2
+    assert sum(one.quarantined_tokens for one in world.conservation()) in (5, 7)
+    assert all(one.holds for one in world.conservation())
+
+
+def test_a_refusal_after_an_unknown_attempt_is_no_rejection(world: World, network: UnreliableNetwork) -> None:
+    """The first request may have arrived: only Stripe's own figures can tell."""
+    network.troubles.extend(["answer lost", NO_METER])
+    world.freeze()
+    with pytest.raises(ReportsLeftOver, match="unresolved"):
+        world.push()
+    assert world.states() == {"a": "unresolved"}
+
+
+def test_a_duplicate_refusal_without_an_attempt_of_ours_is_not_taken_for_acceptance(world: World) -> None:
+    """Somebody else, or an older copy of this ledger, sent that identifier: with what value, nobody here knows."""
+    world.link("a")
+    world.use("a", 5)
+    world.freeze()
+    ((identifier,),) = world.sql("SELECT identifier FROM billing.usage_report")
+    _send_as_somebody_else(world, identifier, 999)
+    for _ in range(2):  # nor does our own refused attempt make the next refusal ours
+        with pytest.raises(ReportsLeftOver, match="recorded no attempt"):
+            world.push()
+    assert world.states() == {"a": "unresolved"}
+
+
+def _send_as_somebody_else(world: World, identifier: str, value: int) -> None:
+    ((customer,),) = world.sql("SELECT stripe_customer_id FROM tenants WHERE id = 'a'")
+    base = world.simulator.base_url
+    client = stripe.StripeClient(world.simulator.api_key, base_addresses={"api": base, "meter_events": base})
+    client.v1.billing.meter_events.create(
+        {
+            "event_name": "managed_ai_tokens_bundled",
+            "identifier": identifier,
+            "payload": {"stripe_customer_id": customer, "value": str(value)},
+            "timestamp": int(world.window.start.timestamp()),
+        }
+    )
+
+
+def test_what_may_have_arrived_is_never_resent_blindly_after_twenty_hours(world: World, network: UnreliableNetwork) -> None:
+    """Stripe knows an identifier again for a day only; after that a resend could be counted a second time."""
+    network.always = "answer lost"
+    world.freeze()
+    with pytest.raises(StripeUnavailable):
+        world.push()
+    network.always = "ok"
+    sent = len(network.meter_event_requests)
+    world.clock = lambda: now() + timedelta(hours=20, minutes=1)
+    with pytest.raises(ReportsLeftOver, match="unresolved"):
+        world.push()
+    assert len(network.meter_event_requests) == sent
+    assert world.states() == {"a": "unresolved"}
+
+
+def test_the_age_is_checked_again_before_each_write(world: World, network: UnreliableNetwork) -> None:
+    """Also between the tries of one attempt: a worker may have slept in between."""
+    slept = timedelta()
+
+    def sleep_after_sending() -> str:
+        nonlocal slept
+        slept = timedelta(hours=21)
+        return "answer lost"
+
+    world.clock = lambda: now() + slept
+    network.troubles.append(sleep_after_sending)
+    world.freeze()
+    with pytest.raises(ReportsLeftOver, match="unresolved"):
+        world.push()
+    assert len(network.meter_event_requests) == 1
+    assert world.states() == {"a": "unresolved"}
+
+
+def test_a_wrong_key_fails_naming_the_connection_and_a_later_run_bills(world: World) -> None:
+    """Nothing is noted, sent or marked."""
+    world.link("a")
+    world.use("a", 5)
+    world.freeze()
+    wrong = StripeTarget("sk_test_wrong", world.simulator.base_url, sandbox=True)
+    with pytest.raises(StripeRefusesKey, match="stripe_default"):
+        push(world.connect, wrong, world.window, Shard(0, 1), now, SETTINGS)
+    assert world.sql("SELECT state, attempt_count FROM billing.usage_report") == [("frozen", 0)]
+    world.bill()
+    assert world.marked() == world.at_stripe() == {"a": 5}
+
+
+def test_an_unreachable_stripe_fails_naming_the_connection_and_a_later_run_bills(world: World) -> None:
+    """The same where nobody listens."""
+    world.link("a")
+    world.use("a", 5)
+    world.freeze()
+    world.stripe_base = "http://127.0.0.1:9"
+    with pytest.raises(StripeUnavailable, match="stripe_default"):
+        world.push()
+    assert world.sql("SELECT state, attempt_count FROM billing.usage_report") == [("frozen", 0)]
+    world.stripe_base = None
+    world.bill()
+    assert world.marked() == world.at_stripe() == {"a": 5}
+
+
+def test_a_key_revoked_in_the_middle_of_a_push_leaves_reports_to_be_sent(world: World, network: UnreliableNetwork) -> None:
+    """Stripe did nothing with them, so however late the key is mended they are sent, not read back."""
+    network.always = {"status": 401, "error": {"type": "invalid_request_error", "message": "Expired API Key"}}
+    world.freeze()
+    with pytest.raises(StripeRefusesKey, match="stripe_default"):
+        world.push()
+    assert world.states() == {"a": "frozen"}
+    network.always = "ok"
+    world.clock = lambda: now() + timedelta(hours=30)
+    world.push()
+    assert world.states() == {"a": "accepted"}
+
+
+def test_a_ledger_bills_one_stripe_account_only(world: World) -> None:
+    """The account and mode of the first contact are pinned."""
+    world.link("a")
+    world.use("a", 5)
+    world.bill()
+    world.use("a", 7)
+    world.freeze()
+    world.sql("ALTER TABLE billing.ledger DISABLE TRIGGER a_pin_holds")
+    world.sql("UPDATE billing.ledger SET stripe_account_id = 'acct_other'")
+    with pytest.raises(WrongStripeAccount, match="acct_other"):
+        world.push()
+    assert len(world.simulator.meter_events()) == 1
+
+
+def test_a_push_waits_for_a_customer_that_another_run_holds(world: World) -> None:
+    """One call at a time per customer and meter: a living lease is respected, a dead run's lease runs out."""
+    world.link("a")
+    world.use("a", 5)
+    world.freeze()
+    ((customer,),) = world.sql("SELECT stripe_customer_id FROM tenants")
+    world.sql(
+        "INSERT INTO billing.customer_lease VALUES (%s, 'managed_ai_tokens_bundled', gen_random_uuid(), now() + interval '3 seconds')",
+        customer,
+    )
+    began = time.monotonic()
+    world.push()
+    assert time.monotonic() - began >= 2.5
+    assert world.states() == {"a": "accepted"}
+
+
+def test_no_request_starts_that_could_outlast_its_lease(world: World, network: UnreliableNetwork) -> None:
+    """With a lease no longer than a time-out nothing may be sent, and the report stays to be sent."""
+    world.freeze()
+    with pytest.raises(ReportsLeftOver, match="frozen"):
+        world.push(replace(SETTINGS, lease=timedelta(seconds=2)))
+    assert network.meter_event_requests == []

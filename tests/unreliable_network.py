@@ -1,0 +1,94 @@
+"""A network between the product and the simulator that loses, delays and garbles exactly what a test tells it to."""
+
+import http.client
+import json
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+
+class UnreliableNetwork:
+    """Forwards to the simulator; the next meter events meet the troubles in `troubles`, in order, then all goes well again.
+
+    Troubles: "ok"; "answer lost" (Stripe got it, we hear nothing); "request lost" (Stripe never got it); "garbled answer"
+    (Stripe got it, the answer is no JSON); a dict {"status", "headers", "error"} that is answered without forwarding, or with
+    forwarding where it says {"after": True}; a callable, which is called first and returns one of these."""
+
+    def __init__(self, simulator_base: str) -> None:
+        self.troubles: deque[Any] = deque()
+        self.always: Any = "ok"
+        self.meter_event_requests: list[dict[str, str]] = []
+        self._simulator = urlsplit(simulator_base)
+        network = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                self._reply(*network._forward(self, b""))
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers.get("content-length") or 0))
+                if self.path != "/v1/billing/meter_events":
+                    return self._reply(*network._forward(self, body))
+                network.meter_event_requests.append({name.lower(): value for name, value in self.headers.items()})
+                trouble = network.troubles.popleft() if network.troubles else network.always
+                if callable(trouble):
+                    trouble = trouble()
+                if trouble == "request lost":
+                    return self._hang_up()
+                made_up = isinstance(trouble, dict)
+                if not made_up or trouble.get("after"):
+                    status, headers, content = network._forward(self, body)
+                if trouble == "answer lost":
+                    return self._hang_up()
+                if trouble == "garbled answer":
+                    content = b"<html>gateway</html>"
+                if made_up:
+                    content = json.dumps({"error": trouble.get("error", {"type": "api_error", "message": "made up"})}).encode()
+                    status, headers = trouble["status"], trouble.get("headers", {})
+                self._reply(status, headers, content)
+
+            def _hang_up(self) -> None:
+                self.close_connection = True
+
+            def _reply(self, status: int, headers: dict[str, str], content: bytes) -> None:
+                self.send_response(status)
+                for name, value in headers.items():
+                    if name.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
+                        self.send_header(name, value)
+                self.send_header("content-length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.base_url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def _forward(self, handler: BaseHTTPRequestHandler, body: bytes) -> tuple[int, dict[str, str], bytes]:
+        connection = http.client.HTTPConnection(self._simulator.hostname or "", self._simulator.port, timeout=20)
+        headers = {name: value for name, value in handler.headers.items() if name.lower() not in ("host", "connection", "accept-encoding")}
+        connection.request(handler.command, handler.path, body, headers)
+        answer = connection.getresponse()
+        reply = answer.status, dict(answer.getheaders()), answer.read()
+        connection.close()
+        return reply
+
+
+@contextmanager
+def unreliable_network(simulator_base: str) -> Iterator[UnreliableNetwork]:
+    network = UnreliableNetwork(simulator_base)
+    thread = threading.Thread(target=network._server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield network
+    finally:
+        network._server.shutdown()
+        network._server.server_close()
