@@ -14,7 +14,7 @@ COPY --chown=airflow:root plugins /opt/airflow/plugins
 COPY --chown=airflow:root include/token_billing /opt/airflow/include/token_billing
 
 # include/ is a source root: `from token_billing.stages import push`.
-ENV PYTHONPATH=/opt/airflow/include
+ENV PYTHONPATH=/opt/airflow/include:/opt/airflow/plugins
 
 # An image that cannot even import its own parts is found here and not by the first run.
 RUN python -c "import token_billing, stripe, apprise, airflow.providers.celery, airflow.providers.fab, airflow.providers.postgres"

@@ -19,7 +19,7 @@ console = Console(highlight=False)
 def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; every figure is the best of them.")] = 5,
     rows: Annotated[
-        int, typer.Option(min=100, help="Rows of the hour that is frozen and marked; the table holds five times as many.")
+        int, typer.Option(min=100, help="Rows of the hour that is frozen and marked, in a table of five times as many.")
     ] = 1_000_000,
     reports: Annotated[int, typer.Option(min=1, help="Reports that push sends.")] = 4_000,
     job_rows: Annotated[int, typer.Option(min=100, help="Rows of the hour that is billed from end to end.")] = 100_000,

@@ -21,7 +21,7 @@ APPLICATION_MADE_SQL = Path(__file__).with_name("application_made.sql")
 #: As the sandbox's own application makes them: half-full pages, so that marking is a HOT update.
 SANDBOX_SQL = APPLICATION_SQL
 
-#: So that neither a checkpoint nor a vacuum falls into one measured part and not into the other; what each part writes to disk, it still waits for.
+#: So that neither a checkpoint nor a vacuum falls into one measured part and not into the other; every commit still waits for the disk.
 QUIET = ("max_wal_size = '8GB'", "checkpoint_timeout = '1h'", "autovacuum = off")
 
 

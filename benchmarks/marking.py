@@ -28,7 +28,8 @@ ROWS_PER_TENANT = 100
 
 ADOPTED_LIMIT, OWN_LAYOUT_LIMIT = 1.4, 0.7
 
-# Every tenant is unresolved or not by its id alone, so that the bare UPDATE can leave out the same ones.
+# Every tenant is unresolved or not by its id alone, so that the bare UPDATE can leave out the same ones; with this seed of the hash it is
+# 30 % of the rows, too, where the hour has its usual million.
 _BARE_UPDATE = "UPDATE token_usage SET billed = true WHERE NOT billed AND created_at >= %(start)s AND created_at < %(end)s"
 _BARE_UPDATE_OF_SOME = """
 UPDATE token_usage SET billed = true

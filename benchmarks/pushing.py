@@ -1,4 +1,4 @@
-"""push, beside the SDK alone; and the whole of freeze, push and mark_billed, beside the job they replace. Both at the sandbox's simulator."""
+"""push, beside the SDK alone; freeze, push and mark_billed, beside the job they replace. All of them at the sandbox's simulator."""
 
 import asyncio
 import time

@@ -13,7 +13,8 @@ def seed_job(connect: Connect, client: stripe.StripeClient, event_name: str) -> 
     """Bills whatever is unbilled now; returns how many rows it marked."""
     with connect() as db:
         usage = db.execute(
-            "SELECT tenant_id, stripe_customer_id, sum(input_tokens + output_tokens) FROM token_usage JOIN tenants ON tenants.id = tenant_id "
+            "SELECT tenant_id, stripe_customer_id, sum(input_tokens + output_tokens) "
+            "FROM token_usage JOIN tenants ON tenants.id = tenant_id "
             "WHERE billed = false AND stripe_usage_item_id IS NOT NULL GROUP BY tenant_id, stripe_customer_id"
         ).fetchall()
     for tenant_id, customer_id, tokens in usage:

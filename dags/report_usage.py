@@ -46,7 +46,7 @@ def report_usage() -> None:
 
         return stages.freeze(get_current_context())
 
-    @task(multiple_outputs=False)
+    @task(multiple_outputs=False, map_index_template="shard {{ task.op_kwargs['shard'][0] + 1 }} of {{ task.op_kwargs['shard'][1] }}")
     def push(shard: list[int]) -> dict[str, int]:
         """Reports by the state they are left in."""
         from billing_airflow import stages

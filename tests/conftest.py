@@ -17,6 +17,7 @@ from sandbox.environment import SandboxServices, airflow_environment
 from sandbox.postgres import PostgresServer
 from sandbox.services import prepare_billing_database
 from sandbox.stripe_simulator.process import StripeSimulator
+from stack_fixture import stack as stack
 from world import World
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="token-billing-tests-"))

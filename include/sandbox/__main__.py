@@ -45,7 +45,7 @@ def up(
     try:
         url = stack.up(_say, port)
     except (stack.StackFailed, PostgresError) as failure:
-        console.print(str(failure), style="red", markup=False)
+        console.print(str(failure), style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from None
     console.print(f"\n  Airflow     [bold]{url}[/]  (no login)\n  its logs    {stack.LOGS}\n  to stop it  make down\n", soft_wrap=True)
 
@@ -58,7 +58,7 @@ def down() -> None:
     try:
         console.print("stopped" if stack.down(_say) else "nothing was running")
     except (stack.StackFailed, PostgresError) as failure:
-        console.print(str(failure), style="red", markup=False)
+        console.print(str(failure), style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from None
 
 

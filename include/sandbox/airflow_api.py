@@ -63,6 +63,7 @@ class AirflowApi:
             "logical_date": window.start.isoformat(),
             "data_interval_start": window.start.isoformat(),
             "data_interval_end": window.end.isoformat(),
+            "run_after": window.end.isoformat(),  # the UI sorts by it
             "note": note,
         }
         try:

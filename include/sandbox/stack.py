@@ -56,10 +56,10 @@ class Stack:
         unfinished.replace(STATE_FILE)
 
     @classmethod
-    def saved(cls) -> "Stack | None":
+    def saved(cls, file: Path = STATE_FILE) -> "Stack | None":
         """What the last supervisor saved; None where there is nothing, or half of something."""
         try:
-            return cls(**json.loads(STATE_FILE.read_text()))
+            return cls(**json.loads(file.read_text()))
         except (FileNotFoundError, ValueError, TypeError):
             return None
 
@@ -204,17 +204,16 @@ def _follow(owner: psutil.Process, say: Say) -> str:
 
 def _stop_leftovers(say: Say) -> bool:
     """Ends what a killed supervisor left behind; whether there was anything."""
-    left = [process for process, _ in stack_processes()]
+    left, stack = [process for process, _ in stack_processes()], Stack.saved()
     if not left:
         return False
     say(f"ending {len(left)} processes that an earlier start left behind")
-    # First the servers, which end their own children; these are the ones whose parent is not one of ours.
-    ours = {process.pid for process in left}
-    for process in left:
+    # Servers are asked first, because they end their own children; an orphan among those would never answer.
+    servers = [process for process in left if stack is not None and process.pid in stack.pids.values()]
+    for server in servers:
         with suppress(psutil.Error):
-            if process.ppid() not in ours:
-                process.terminate()
-    _wait_for(left, LEFTOVER_SECONDS)
+            server.terminate()
+    _wait_for(servers, LEFTOVER_SECONDS)
     kill_all(lambda: [process for process, _ in stack_processes()])
     return True
 

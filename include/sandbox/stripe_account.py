@@ -47,8 +47,12 @@ def link_tenants(connection: psycopg.Connection, names: Mapping[str, str], strip
 
 async def _subscribe(tenants: list[tuple[str, str]], stripe_base: str, secret_key: str) -> list[tuple[str, str, str, str]]:
     transport = stripe.AIOHTTPClient()
-    addresses: stripe.BaseAddresses = {"api": stripe_base, "meter_events": stripe_base}
-    client = stripe.StripeClient(secret_key, base_addresses=addresses, http_client=transport, max_network_retries=2)
+    client = stripe.StripeClient(
+        secret_key,
+        base_addresses={"api": stripe_base, "meter_events": stripe_base},
+        http_client=transport,
+        max_network_retries=2,
+    )
     try:
         bundled = await _plan(client, "bundled", BUNDLED_BASE, BUNDLED_USAGE)
         pure = await _plan(client, "pure", None, PURE_USAGE)
@@ -88,10 +92,18 @@ async def _plan(client: stripe.StripeClient, name: str, base: dict[str, Any] | N
             "value_settings": {"event_payload_key": "value"},
         }
     )
-    common = {"product": product.id, "currency": "usd"}
-    monthly = {"interval": "month"}
-    base_price = base and await client.v1.prices.create_async({**common, **base, "recurring": monthly, "lookup_key": keys["base"]})
-    metered_price = await client.v1.prices.create_async(
-        {**common, **metered, "recurring": {**monthly, "usage_type": "metered", "meter": meter.id}, "lookup_key": keys["metered"]}
-    )
-    return Plan(metered_price.id, base_price.id if base_price else None)
+
+    async def price(terms: dict[str, Any], lookup_key: str, **recurring: str) -> str:
+        created = await client.v1.prices.create_async(
+            {
+                **terms,  # type: ignore[typeddict-item]
+                "product": product.id,
+                "currency": "usd",
+                "recurring": {"interval": "month", **recurring},
+                "lookup_key": lookup_key,
+            }
+        )
+        return created.id
+
+    base_price = await price(base, keys["base"]) if base else None
+    return Plan(await price(metered, keys["metered"], usage_type="metered", meter=meter.id), base_price)

@@ -4,7 +4,19 @@ import hashlib
 import json
 from datetime import datetime, timedelta
 
-from token_billing.model import Accepted, Answer, NoAnswer, Outcome, QuarantineReason, Rejected, SendableReport, Undelivered, Unresolved
+from token_billing.model import (
+    Accepted,
+    Answer,
+    DoubtfulReport,
+    NoAnswer,
+    Outcome,
+    QuarantineReason,
+    ReadBack,
+    Rejected,
+    SendableReport,
+    Undelivered,
+    Unresolved,
+)
 from token_billing.windows import Side, Window
 
 #: Stripe takes identifiers of at most 100 characters (API reference, meter events).
@@ -18,6 +30,9 @@ AGE_MARGIN = timedelta(minutes=5)
 
 #: Stripe knows an identifier again for at least 24 h; a blind resend stays well inside, clocks and time-outs included.
 RESEND_LIMIT = timedelta(hours=20)
+
+#: Summaries are eventually consistent, without a published bound; one production system waits so long before it resends.
+ABSENCE = timedelta(hours=24)
 
 #: Stripe's meters take values of at most 15 digits.
 LARGEST_VALUE = 10**15 - 1
@@ -57,6 +72,20 @@ def may_be_sent(report: SendableReport, event_time: datetime, may_have_arrived: 
     if not may_have_arrived:
         return True
     return report.first_attempted_at is not None and now < report.first_attempted_at + RESEND_LIMIT
+
+
+def judge_read_back(report: DoubtfulReport, counted_tokens: int, now: datetime) -> ReadBack:
+    """What it means that Stripe's summary of the report's minute counts so many tokens. Exactly what it should hold with the report:
+    present. Exactly what it should hold without it: absent, and proven so where that has held for ABSENCE. Anything else, another
+    system's usage for instance, is for a person."""
+    if report.others_in_doubt or report.token_count == 0:
+        return ReadBack.UNCLEAR
+    if counted_tokens == report.other_tokens + report.token_count:
+        return ReadBack.PRESENT
+    if counted_tokens != report.other_tokens:
+        return ReadBack.UNCLEAR
+    lasted = report.absent_since is not None and now >= report.absent_since + ABSENCE
+    return ReadBack.PROVEN_ABSENT if lasted else ReadBack.ABSENT
 
 
 def classify(answer: Answer | NoAnswer, *, may_have_arrived: bool) -> Outcome:

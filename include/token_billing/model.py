@@ -193,6 +193,36 @@ class AttemptResult:
 
 
 @dataclass(frozen=True)
+class DoubtfulReport:
+    """A report that may have arrived but is too old to be resent: only Stripe's summary of its own minute can tell.
+
+    `other_tokens`: what the minute must hold of the customer's other reports; `others_in_doubt`: whether some of those are
+    without an answer too. `absent_since`: when the summary was first seen without it."""
+
+    id: int
+    tenant_id: str
+    side: Side
+    revision: int
+    generation: int
+    token_count: int
+    customer_id: str
+    meter_id: str
+    minute: datetime
+    absent_since: datetime | None
+    other_tokens: int
+    others_in_doubt: bool
+
+
+class ReadBack(StrEnum):
+    """What the summary of a report's own minute says of it."""
+
+    PRESENT = "present"
+    ABSENT = "absent"
+    PROVEN_ABSENT = "proven absent"
+    UNCLEAR = "unclear"
+
+
+@dataclass(frozen=True)
 class Shard:
     """One of the few parts in which a large window is pushed; tenants are spread by a hash of their id."""
 

@@ -200,7 +200,7 @@ def test_the_image_holds_the_product_and_nothing_of_the_sandbox():
     allowed = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     assert set(copied) <= set(allowed)
     assert "include/*" in (ROOT / ".dockerignore").read_text().splitlines()
-    assert "ENV PYTHONPATH=/opt/airflow/include" in DOCKERFILE
+    assert "ENV PYTHONPATH=/opt/airflow/include:/opt/airflow/plugins" in DOCKERFILE
 
 
 def test_every_airflow_service_runs_the_image_and_mounts_no_folder_of_the_project(compose):

@@ -15,8 +15,9 @@ def frozen(world: World) -> World:
 
 
 COPY_REPORT = (
-    "INSERT INTO billing.usage_report (tenant_id, window_start, side_start, side_end, revision, identifier, row_count, token_count, frozen_at) "
-    "SELECT {tenant}, window_start, {side_start}, {side_end}, {revision}, {identifier}, {rows}, {tokens}, frozen_at FROM billing.usage_report"
+    "INSERT INTO billing.usage_report (tenant_id, window_start, side_start, side_end, revision, identifier, row_count, token_count, "
+    "frozen_at) SELECT {tenant}, window_start, {side_start}, {side_end}, {revision}, {identifier}, {rows}, {tokens}, frozen_at "
+    "FROM billing.usage_report"
 )
 VALID = {
     "tenant": "'b'",
@@ -159,7 +160,8 @@ def test_retention_may_delete_what_is_billed(frozen: World) -> None:
 def test_the_application_cannot_say_who_recorded_a_row(world: World) -> None:
     """Whatever it writes there is replaced by the transaction's own id."""
     world.sql(
-        "INSERT INTO token_usage (tenant_id, model, input_tokens, output_tokens, created_at, recorded_xid) VALUES ('a', 'm', 5, 0, %s, '3')",
+        "INSERT INTO token_usage (tenant_id, model, input_tokens, output_tokens, created_at, recorded_xid) "
+        "VALUES ('a', 'm', 5, 0, %s, '3')",
         world.window.start,
     )
     assert world.sql("SELECT recorded_xid > '3' FROM token_usage") == [(True,)]

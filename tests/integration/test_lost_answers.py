@@ -124,7 +124,7 @@ def test_a_duplicate_refusal_without_an_attempt_of_ours_is_not_taken_for_accepta
     assert world.states() == {"a": "unresolved"}
 
 
-def _send_as_somebody_else(world: World, identifier: str, value: int) -> None:
+def _send_as_somebody_else(world: World, identifier: str, value: int, timestamp: int | None = None) -> None:
     ((customer,),) = world.sql("SELECT stripe_customer_id FROM tenants WHERE id = 'a'")
     base = world.simulator.base_url
     client = stripe.StripeClient(world.simulator.api_key, base_addresses={"api": base, "meter_events": base})
@@ -133,13 +133,15 @@ def _send_as_somebody_else(world: World, identifier: str, value: int) -> None:
             "event_name": "managed_ai_tokens_bundled",
             "identifier": identifier,
             "payload": {"stripe_customer_id": customer, "value": str(value)},
-            "timestamp": int(world.window.start.timestamp()),
+            "timestamp": timestamp or int(world.window.start.timestamp()),
         }
     )
 
 
 def test_what_may_have_arrived_is_never_resent_blindly_after_twenty_hours(world: World, network: UnreliableNetwork) -> None:
-    """Stripe knows an identifier again for a day only; after that a resend could be counted a second time."""
+    """Stripe knows an identifier again for a day only; after that a resend could be counted a second time, and summaries that lag
+    behind prove nothing yet."""
+    world.simulator.settings(summary_delay_seconds=1_000_000)
     network.always = "answer lost"
     world.freeze()
     with pytest.raises(StripeUnavailable):
@@ -247,3 +249,69 @@ def test_no_request_starts_that_could_outlast_its_lease(world: World, network: U
     with pytest.raises(ReportsLeftOver, match="frozen"):
         world.push(replace(SETTINGS, lease=timedelta(seconds=2)))
     assert network.meter_event_requests == []
+
+
+@pytest.fixture
+def doubtful(world: World, network: UnreliableNetwork) -> World:
+    """The only attempt's answers were lost, a day ago by now."""
+    network.always = "answer lost"
+    world.freeze()
+    with pytest.raises(StripeUnavailable):
+        world.push()
+    network.always = "ok"
+    world.clock = lambda: now() + timedelta(hours=24)
+    return world
+
+
+def test_beyond_a_day_a_report_that_arrived_is_found_in_its_own_minute(doubtful: World, network: UnreliableNetwork) -> None:
+    """It is accepted without being sent again."""
+    sent = len(network.meter_event_requests)
+    doubtful.bill()
+    assert doubtful.marked() == doubtful.at_stripe() == {"a": 5}
+    assert len(network.meter_event_requests) == sent
+
+
+def test_beyond_a_day_a_report_is_sent_again_only_after_its_absence_held_for_another(world: World, network: UnreliableNetwork) -> None:
+    """Zero twice, 24 hours apart; then under a new identifier, for the old one may be forgotten or not."""
+    network.always = "request lost"
+    world.freeze()
+    with pytest.raises(StripeUnavailable):
+        world.push()
+    network.always = "ok"
+    ((first_identifier,),) = world.sql("SELECT identifier FROM billing.usage_report")
+    for hours in (24, 36, 47):
+        world.clock = lambda hours=hours: now() + timedelta(hours=hours)
+        with pytest.raises(ReportsLeftOver, match="unresolved"):
+            world.push()
+    world.clock = lambda: now() + timedelta(hours=48, minutes=1)
+    world.bill()
+    assert world.marked() == world.at_stripe() == {"a": 5}
+    ((identifier, generation),) = world.sql("SELECT identifier, generation FROM billing.usage_report")
+    assert generation == 1 and identifier != first_identifier
+    assert [event["identifier"] for event in world.simulator.meter_events()] == [identifier]
+
+
+def test_beyond_a_day_anything_but_our_own_value_or_nothing_is_for_a_person(doubtful: World) -> None:
+    """Another system reports to the same customer, meter and minute: nobody here can tell whose tokens those are."""
+    ((event_time,),) = doubtful.sql("SELECT event_time FROM billing.usage_report")
+    _send_as_somebody_else(doubtful, "foreign", 3, int(event_time.timestamp()))
+    for days in (1, 2, 3):
+        doubtful.clock = lambda days=days: now() + timedelta(days=days)
+        with pytest.raises(ReportsLeftOver, match="unresolved"):
+            doubtful.push()
+    assert doubtful.at_stripe() == {"a": 8}
+
+
+def test_beyond_35_days_a_report_proven_absent_is_quarantined(world: World, network: UnreliableNetwork) -> None:
+    """It can no longer be sent."""
+    network.always = "request lost"
+    world.freeze()
+    with pytest.raises(StripeUnavailable):
+        world.push()
+    network.always = "ok"
+    world.clock = lambda: now() + timedelta(days=34)
+    with pytest.raises(ReportsLeftOver):
+        world.push()
+    world.clock = lambda: now() + timedelta(days=36)
+    assert world.bill()["quarantined"] == 5
+    assert world.sql("SELECT quarantine_reason FROM billing.usage_report") == [("older_than_35_days",)]

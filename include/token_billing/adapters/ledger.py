@@ -15,6 +15,7 @@ from token_billing.model import (
     Conservation,
     Destination,
     Disagreement,
+    DoubtfulReport,
     LedgerIdentity,
     Meter,
     MeteredItem,
@@ -71,7 +72,7 @@ def exists(db: Connection) -> bool:
 def check_application_tables(db: Connection, columns: Mapping[str, Mapping[str, Sequence[str] | None]]) -> None:
     """Raises LedgerNotReady where a table or column is missing or of a type that cannot be billed from; None takes any type."""
     for table, wanted in columns.items():
-        found = dict(db.execute(LEDGER["column_types"], {"table": table}).fetchall())
+        found: dict[str, str] = dict(db.execute(LEDGER["column_types"], {"table": table}).fetchall())
         if not found:
             raise LedgerNotReady(
                 f"the database behind `billing_db` has no table {table}; point the connection at the application's database"
@@ -223,6 +224,30 @@ def set_metered_items(db: Connection, items: Iterable[MeteredItem], now: datetim
 def quarantine_unlinked(db: Connection, window: Window, shard: Shard, now: datetime) -> int:
     """Quarantines the shard's reports that lead to no metered subscription item; returns how many."""
     return db.execute(PUSH["quarantine_unlinked"], {"window_start": window.start, "now": now, **shard.parameters}).rowcount
+
+
+def reports_to_read_back(db: Connection, window: Window, shard: Shard, attempted_before: datetime) -> list[DoubtfulReport]:
+    """The shard's reports that may have arrived and were first attempted before that time."""
+    parameters = {"window_start": window.start, "attempted_before": attempted_before, **shard.parameters}
+    return [
+        DoubtfulReport(report_id, tenant_id, Side(side_start, side_end), *rest)
+        for report_id, tenant_id, side_start, side_end, *rest in db.execute(PUSH["reports_to_read_back"], parameters)
+    ]
+
+
+def accept_read_back(db: Connection, report: DoubtfulReport, now: datetime) -> None:
+    """Stripe's summary holds the report."""
+    db.execute(PUSH["accept_read_back"], {"id": report.id, "generation": report.generation, "now": now})
+
+
+def note_absence(db: Connection, report: DoubtfulReport, absent_since: datetime | None) -> None:
+    """Stripe's summary does not hold the report, since then; None where it holds something that fits neither case."""
+    db.execute(PUSH["note_absence"], {"id": report.id, "generation": report.generation, "absent_since": absent_since})
+
+
+def begin_generation(db: Connection, report: DoubtfulReport, identifier: str, now: datetime) -> None:
+    """Lets a report that is proven absent be sent again, under a new identifier."""
+    db.execute(PUSH["begin_generation"], {"id": report.id, "generation": report.generation, "identifier": identifier, "now": now})
 
 
 def waiting_reports(db: Connection, window: Window, shard: Shard, after_id: int, limit: int) -> list[tuple[int, Destination]]:

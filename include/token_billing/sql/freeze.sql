@@ -12,7 +12,7 @@ LIMIT 1
 
 -- name: unfrozen_totals
 -- Tokens and rows per tenant that no fence of the window has seen.
-SELECT tenant_id, count(*), sum(input_tokens::bigint + output_tokens::bigint)::bigint
+SELECT tenant_id, count(*), (sum(input_tokens) + sum(output_tokens))::bigint
 FROM token_usage
 WHERE created_at >= %(window_start)s AND created_at < %(window_end)s
   AND NOT billed

@@ -48,6 +48,42 @@ FROM (
 ) unlinked
 WHERE report.id = unlinked.id AND unlinked.reason IS NOT NULL AND report.state = 'frozen' AND report.attempt_count = 0
 
+-- name: reports_to_read_back
+-- Reports that may have arrived but are too old to be resent, with what the minute holds of other reports of theirs: their tokens
+-- that Stripe has, and whether some of them are in doubt themselves.
+SELECT report.id, report.tenant_id, report.side_start, report.side_end, report.revision, report.generation, report.token_count,
+       report.customer_id, report.meter_id, date_trunc('minute', report.event_time, 'UTC'), report.absent_since,
+       coalesce(sum(other.token_count) FILTER (WHERE other.state IN ('accepted', 'billed')), 0)::bigint,
+       coalesce(bool_or(other.state NOT IN ('accepted', 'billed')), false)
+FROM billing.usage_report report
+LEFT JOIN billing.usage_report other
+  ON other.customer_id = report.customer_id AND other.event_name = report.event_name AND other.window_start = report.window_start
+ AND date_trunc('minute', other.event_time, 'UTC') = date_trunc('minute', report.event_time, 'UTC')
+ AND other.id <> report.id AND other.attempt_count > 0
+WHERE report.window_start = %(window_start)s AND report.state IN ('sending', 'unresolved')
+  AND (report.may_have_arrived OR report.state = 'sending') AND report.first_attempted_at <= %(attempted_before)s
+  AND (hashtextextended(report.tenant_id, 0) & 65535) %% %(shard_count)s = %(shard)s
+GROUP BY report.id
+
+-- name: accept_read_back
+-- Stripe's summary holds the report.
+UPDATE billing.usage_report
+SET state = 'accepted', accepted_at = %(now)s, absent_since = NULL
+WHERE id = %(id)s AND generation = %(generation)s AND state IN ('sending', 'unresolved')
+
+-- name: note_absence
+-- Stripe's summary does not hold the report (the time), or holds something else (no time).
+UPDATE billing.usage_report
+SET state = 'unresolved', may_have_arrived = true, absent_since = %(absent_since)s
+WHERE id = %(id)s AND generation = %(generation)s AND state IN ('sending', 'unresolved')
+
+-- name: begin_generation
+-- Proven absent: the report is to be sent again, under a new identifier.
+UPDATE billing.usage_report
+SET state = 'frozen', generation = generation + 1, identifier = %(identifier)s, first_attempted_at = %(now)s,
+    may_have_arrived = false, key_number = 0, absent_since = NULL
+WHERE id = %(id)s AND generation = %(generation)s AND state IN ('sending', 'unresolved')
+
 -- name: waiting_reports
 -- The next reports of a shard that want sending, and where each would go: as first attempted, else as its tenant is linked now.
 SELECT report.id, coalesce(report.customer_id, tenant.stripe_customer_id), coalesce(report.usage_item_id, item.usage_item_id),
@@ -105,6 +141,7 @@ FOR UPDATE OF report
 WITH noted AS (
     UPDATE billing.usage_report report
     SET state = 'sending',
+        absent_since = NULL,
         may_have_arrived = attempt.may_have_arrived,
         attempt_count = report.attempt_count + 1,
         first_attempted_at = coalesce(report.first_attempted_at, %(now)s),
@@ -142,6 +179,7 @@ WITH outcome AS (
 UPDATE billing.usage_report report
 SET state = outcome.state,
     may_have_arrived = outcome.may_have_arrived,
+    absent_since = NULL,
     key_number = outcome.key_number,
     accepted_at = CASE WHEN outcome.state = 'accepted' THEN %(now)s::timestamptz END
 FROM outcome

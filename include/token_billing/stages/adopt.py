@@ -1,6 +1,7 @@
 """adopt: makes a database that holds the application's tables ready to be billed from."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from token_billing.adapters import ledger
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 _INTEGERS = ("smallint", "integer", "bigint")
 
 #: The application's columns this product relies on, and the types it can bill from.
-_COLUMNS = {
+_COLUMNS: Mapping[str, Mapping[str, Sequence[str] | None]] = {
     "token_usage": {
         "id": _INTEGERS,
         "tenant_id": ("text", "character varying"),

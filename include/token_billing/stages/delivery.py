@@ -83,7 +83,7 @@ class Delivery:
                 may_have_arrived, key_number = outcome.may_have_arrived, key_number + outcome.new_key
             return outcome
 
-        outcome = await self._retrying.copy()(request)
+        outcome: Outcome = await self._retrying.copy()(request)
         return AttemptResult(report.id, report.attempt_count + 1, outcome, may_have_arrived, key_number, started)
 
 

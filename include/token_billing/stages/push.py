@@ -31,6 +31,7 @@ from token_billing.model import (
 )
 from token_billing.settings import PushSettings
 from token_billing.stages.delivery import Delivery
+from token_billing.stages.read_back import read_back
 from token_billing.windows import Window
 
 log = logging.getLogger(__name__)
@@ -53,13 +54,14 @@ def push(connect: Connect, target: StripeTarget, window: Window, shard: Shard, c
 
 async def _push(connect: Connect, target: StripeTarget, window: Window, shard: Shard, clock: Clock, settings: PushSettings) -> PushedShard:
     with session(connect) as db:
-        ledger.identity(db)
+        identity = ledger.identity(db)
         ledger.accept_zero_totals(db, window, clock())
         if any(state in OPEN for state in ledger.shard_states(db, window, shard)):
             async with stripe_gateway(target) as stripe:
                 ledger.pin_account(db, await stripe.account(), clock())
                 await _look_up_items(db, stripe, window, shard, clock, settings)
                 ledger.quarantine_unlinked(db, window, shard, clock())
+                await read_back(db, stripe, identity, window, shard, clock)
                 await _Sender(db, Delivery(stripe, clock, settings, target.timeout_s), window, shard, clock, settings).send_all()
         return _conclude(window, shard, ledger.shard_states(db, window, shard))
 

@@ -63,6 +63,8 @@ CREATE TABLE billing.usage_report (
     first_attempted_at   timestamptz,
     attempt_count        integer NOT NULL DEFAULT 0 CHECK (attempt_count >= 0),
     may_have_arrived     boolean NOT NULL DEFAULT false,
+    -- Since when Stripe's summary of the report's own minute is known not to hold it.
+    absent_since         timestamptz,
     key_number           integer NOT NULL DEFAULT 0 CHECK (key_number >= 0),
     accepted_at          timestamptz,
     billed_at            timestamptz,
@@ -79,6 +81,7 @@ CREATE TABLE billing.usage_report (
         AND (attempt_count = 0 OR (customer_id IS NOT NULL AND event_name IS NOT NULL AND meter_id IS NOT NULL
                                    AND usage_item_id IS NOT NULL AND event_time IS NOT NULL))),
     CONSTRAINT only_attempts_arrive CHECK (attempt_count > 0 OR NOT may_have_arrived),
+    CONSTRAINT only_the_unresolved_are_absent CHECK (absent_since IS NULL OR state = 'unresolved'),
     CONSTRAINT an_answer_needs_an_attempt CHECK (state NOT IN ('sending', 'rejected', 'unresolved', 'revoked') OR attempt_count > 0),
     CONSTRAINT only_nothing_is_accepted_unsent CHECK (state NOT IN ('accepted', 'billed') OR attempt_count > 0 OR token_count = 0),
     CONSTRAINT accepted_has_a_time CHECK ((state IN ('accepted', 'billed', 'revoked')) = (accepted_at IS NOT NULL)),
@@ -140,11 +143,17 @@ CREATE TRIGGER what_it_holds_is_frozen
     EXECUTE FUNCTION billing.refuse_change('a frozen report keeps its tenant, window, side, revision and counts');
 
 CREATE TRIGGER where_it_went_is_fixed
-    BEFORE UPDATE OF customer_id, event_name, meter_id, usage_item_id, event_time, first_attempted_at ON billing.usage_report
+    BEFORE UPDATE OF customer_id, event_name, meter_id, usage_item_id, event_time ON billing.usage_report
     FOR EACH ROW WHEN (OLD.first_attempted_at IS NOT NULL
-        AND (OLD.customer_id, OLD.event_name, OLD.meter_id, OLD.usage_item_id, OLD.event_time, OLD.first_attempted_at)
-        IS DISTINCT FROM (NEW.customer_id, NEW.event_name, NEW.meter_id, NEW.usage_item_id, NEW.event_time, NEW.first_attempted_at))
+        AND (OLD.customer_id, OLD.event_name, OLD.meter_id, OLD.usage_item_id, OLD.event_time)
+        IS DISTINCT FROM (NEW.customer_id, NEW.event_name, NEW.meter_id, NEW.usage_item_id, NEW.event_time))
     EXECUTE FUNCTION billing.refuse_change('the first attempt fixed where it goes and when it is dated');
+
+CREATE TRIGGER a_first_attempt_belongs_to_a_generation
+    BEFORE UPDATE OF first_attempted_at, generation ON billing.usage_report
+    FOR EACH ROW WHEN (OLD.first_attempted_at IS DISTINCT FROM NEW.first_attempted_at
+        AND OLD.first_attempted_at IS NOT NULL AND NEW.generation <= OLD.generation)
+    EXECUTE FUNCTION billing.refuse_change('a generation was first attempted once');
 
 CREATE TRIGGER an_identifier_belongs_to_a_generation
     BEFORE UPDATE OF identifier, generation ON billing.usage_report
