@@ -164,3 +164,21 @@ def test_an_adoption_does_not_wait_for_ever_behind_a_long_writer(running: World)
             adopt(running.connect, now, cut_over(running))
     assert running.sql("SELECT to_regclass('billing.ledger')") == [(None,)]
     adopt(running.connect, now, cut_over(running))
+
+
+def test_an_ordinary_owner_of_the_tables_can_adopt_and_bill(running: World) -> None:
+    """No superuser is needed; one who does not own the tables is told so."""
+    running.sql("CREATE ROLE app_owner LOGIN")
+    running.sql("CREATE ROLE somebody LOGIN")
+    running.sql("GRANT CREATE ON DATABASE running TO app_owner, somebody")
+    running.sql("GRANT CREATE ON SCHEMA public TO app_owner")
+    running.sql("ALTER TABLE tenants OWNER TO app_owner")
+    running.sql("ALTER TABLE token_usage OWNER TO app_owner")
+    running.sql("GRANT SELECT ON ALL TABLES IN SCHEMA public TO somebody")
+    stranger = World(running.dsn.replace("postgres@", "somebody@"), running.simulator)
+    with pytest.raises(LedgerNotReady, match="connect `billing_db` as the owner"):
+        adopt(stranger.connect, now, cut_over(running))
+    owner = World(running.dsn.replace("postgres@", "app_owner@"), running.simulator)
+    adopt(owner.connect, now, cut_over(running))
+    owner.link("a")
+    assert owner.bill()["billed"] == 10

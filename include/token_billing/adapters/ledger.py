@@ -1,7 +1,7 @@
 """The ledger in Postgres: typed functions over `sql/`. None of them opens or ends a transaction; the stages do."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 import psycopg
@@ -10,28 +10,16 @@ from token_billing.adapters.database import Connection
 from token_billing.adapters.queries import queries, sql_path
 from token_billing.errors import LedgerNotReady, WrongStripeAccount
 from token_billing.model import (
-    Accepted,
-    AttemptResult,
     Conservation,
-    Destination,
     Disagreement,
-    DoubtfulReport,
     LedgerIdentity,
-    Meter,
-    MeteredItem,
     QuarantineReason,
-    Rejected,
-    ReportState,
-    SendableReport,
-    Shard,
     StripeAccount,
-    Undelivered,
     UsageTotal,
 )
-from token_billing.windows import Side, Window
+from token_billing.windows import Window
 
 FREEZE = queries("freeze.sql")
-PUSH = queries("push.sql")
 MARK = queries("mark_billed.sql")
 LEDGER = queries("ledger.sql")
 CONSERVATION = queries("conservation.sql")
@@ -180,203 +168,6 @@ def add_reports(
 def window_counts(db: Connection, window: Window) -> tuple[int, int]:
     """How many reports of the window wait to be pushed, and how many are quarantined."""
     return db.execute(FREEZE["window_counts"], {"window_start": window.start}).fetchone()  # type: ignore[return-value]
-
-
-# --- push -------------------------------------------------------------------------------------------------------------
-
-
-def accept_zero_totals(db: Connection, window: Window, now: datetime) -> int:
-    """Accepts the window's reports of no tokens, which need no call; returns how many."""
-    return db.execute(PUSH["accept_zero_totals"], {"window_start": window.start, "now": now}).rowcount
-
-
-def items_to_look_up(db: Connection, window: Window, shard: Shard) -> list[str]:
-    """Subscription items of the shard's tenants whose meter is not known yet."""
-    return [item for (item,) in db.execute(PUSH["items_to_look_up"], {"window_start": window.start, **shard.parameters})]
-
-
-def set_metered_items(db: Connection, items: Iterable[MeteredItem], now: datetime) -> None:
-    """Remembers what Stripe said of subscription items and their meters."""
-    for item in items:
-        meter = item.meter
-        if meter is not None:
-            db.execute(
-                PUSH["add_meter"],
-                {
-                    "meter_id": meter.id,
-                    "event_name": meter.event_name,
-                    "customer_payload_key": meter.customer_payload_key,
-                    "value_payload_key": meter.value_payload_key,
-                },
-            )
-        db.execute(
-            PUSH["set_metered_item"],
-            {
-                "usage_item_id": item.usage_item_id,
-                "price_id": item.price_id,
-                "meter_id": meter and meter.id,
-                "problem": item.problem,
-                "now": now,
-            },
-        )
-
-
-def quarantine_unlinked(db: Connection, window: Window, shard: Shard, now: datetime) -> int:
-    """Quarantines the shard's reports that lead to no metered subscription item; returns how many."""
-    return db.execute(PUSH["quarantine_unlinked"], {"window_start": window.start, "now": now, **shard.parameters}).rowcount
-
-
-def reports_to_read_back(db: Connection, window: Window, shard: Shard, attempted_before: datetime) -> list[DoubtfulReport]:
-    """The shard's reports that may have arrived and were first attempted before that time."""
-    parameters = {"window_start": window.start, "attempted_before": attempted_before, **shard.parameters}
-    return [
-        DoubtfulReport(report_id, tenant_id, Side(side_start, side_end), *rest)
-        for report_id, tenant_id, side_start, side_end, *rest in db.execute(PUSH["reports_to_read_back"], parameters)
-    ]
-
-
-def accept_read_back(db: Connection, report: DoubtfulReport, now: datetime) -> None:
-    """Stripe's summary holds the report."""
-    db.execute(PUSH["accept_read_back"], {"id": report.id, "generation": report.generation, "now": now})
-
-
-def note_absence(db: Connection, report: DoubtfulReport, absent_since: datetime | None) -> None:
-    """Stripe's summary does not hold the report, since then; None where it holds something that fits neither case."""
-    db.execute(PUSH["note_absence"], {"id": report.id, "generation": report.generation, "absent_since": absent_since})
-
-
-def begin_generation(db: Connection, report: DoubtfulReport, identifier: str, now: datetime) -> None:
-    """Lets a report that is proven absent be sent again, under a new identifier."""
-    db.execute(PUSH["begin_generation"], {"id": report.id, "generation": report.generation, "identifier": identifier, "now": now})
-
-
-def waiting_reports(db: Connection, window: Window, shard: Shard, after_id: int, limit: int) -> list[tuple[int, Destination]]:
-    """The shard's next reports that want sending, by id, and where each would go."""
-    parameters = {"window_start": window.start, "after_id": after_id, "limit": limit, **shard.parameters}
-    return [
-        (report_id, Destination(customer_id, usage_item_id, Meter(*meter)))
-        for report_id, customer_id, usage_item_id, *meter in db.execute(PUSH["waiting_reports"], parameters)
-    ]
-
-
-def lease_customers(db: Connection, destinations: Iterable[Destination], holder: str, lease: timedelta) -> tuple[set[tuple[str, str]], int]:
-    """Leases the customers and meters that nobody else holds; returns them as (customer id, event name), and how many holders
-    live, this one included."""
-    wanted = [(destination.customer_id, destination.meter.event_name) for destination in destinations]
-    parameters = {
-        "holder": holder,
-        "lease": lease,
-        "customer_ids": [customer for customer, _ in wanted],
-        "event_names": [event_name for _, event_name in wanted],
-    }
-    leased = db.execute(PUSH["lease_customers"], parameters).fetchall()
-    return {(customer, event_name) for customer, event_name, _ in leased}, max((count for *_, count in leased), default=1)
-
-
-def release_leases(db: Connection, holder: str) -> None:
-    """Gives back everything the holder leased."""
-    db.execute(PUSH["release_leases"], {"holder": holder})
-
-
-def reports_to_send(db: Connection, wanted: Sequence[tuple[int, Destination]]) -> list[SendableReport]:
-    """The wanted reports as they stand now, for a holder of their customers' leases; those settled meanwhile are left out."""
-    destinations = dict(wanted)
-    parameters = {
-        "ids": list(destinations),
-        "customer_ids": [destination.customer_id for destination in destinations.values()],
-        "event_names": [destination.meter.event_name for destination in destinations.values()],
-    }
-    return [
-        SendableReport(
-            id=report_id,
-            tenant_id=tenant_id,
-            window=Window(window_start),
-            side=Side(side_start, side_end),
-            identifier=identifier,
-            token_count=token_count,
-            destination=destinations[report_id],
-            attempt_count=attempt_count,
-            first_attempted_at=first_attempted_at,
-            may_have_arrived=may_have_arrived,
-            event_time=event_time,
-            used_event_times=tuple(used),
-            key_number=key_number,
-        )
-        for (
-            report_id,
-            tenant_id,
-            window_start,
-            side_start,
-            side_end,
-            identifier,
-            token_count,
-            attempt_count,
-            first_attempted_at,
-            may_have_arrived,
-            event_time,
-            key_number,
-            used,
-        ) in db.execute(PUSH["reports_to_send"], parameters)
-    ]
-
-
-def note_attempts(db: Connection, reports: Sequence[SendableReport], now: datetime) -> None:
-    """Writes down that the reports, each with its event time, may have been sent from now on."""
-    db.execute(
-        PUSH["note_attempts"],
-        {
-            "now": now,
-            "ids": [report.id for report in reports],
-            "may_have_arrived": [report.may_have_arrived for report in reports],
-            "customer_ids": [report.destination.customer_id for report in reports],
-            "usage_item_ids": [report.destination.usage_item_id for report in reports],
-            "meter_ids": [report.destination.meter.id for report in reports],
-            "event_names": [report.destination.meter.event_name for report in reports],
-            "event_times": [report.event_time for report in reports],
-        },
-    )
-
-
-def quarantine_reports(db: Connection, reasons: dict[int, QuarantineReason], now: datetime) -> int:
-    """Quarantines reports that no attempt can have delivered, by id; returns how many."""
-    parameters = {"ids": list(reasons), "reasons": list(reasons.values()), "now": now}
-    return db.execute(PUSH["quarantine_reports"], parameters).rowcount
-
-
-def record_outcomes(db: Connection, results: Sequence[AttemptResult], now: datetime) -> None:
-    """Writes down how attempts ended."""
-    db.execute(
-        PUSH["record_outcomes"],
-        {
-            "now": now,
-            "ids": [result.report_id for result in results],
-            "attempts": [result.attempt for result in results],
-            "states": [_state_after(result) for result in results],
-            "outcomes": [type(result.outcome).__name__.lower() for result in results],
-            "may_have_arrived": [result.may_have_arrived for result in results],
-            "key_numbers": [result.key_number for result in results],
-            "http_statuses": [getattr(result.outcome, "http_status", None) for result in results],
-            "messages": [getattr(result.outcome, "message", None) for result in results],
-        },
-    )
-
-
-def _state_after(result: AttemptResult) -> ReportState:
-    match result.outcome:
-        case Accepted():
-            return ReportState.ACCEPTED
-        case Rejected():
-            return ReportState.REJECTED
-        case Undelivered() if not result.may_have_arrived:
-            return ReportState.FROZEN
-        case _:
-            return ReportState.UNRESOLVED
-
-
-def shard_states(db: Connection, window: Window, shard: Shard) -> dict[ReportState, tuple[int, str | None]]:
-    """How many reports of the shard are in each state, with a message of Stripe's about one of them."""
-    states = db.execute(PUSH["shard_states"], {"window_start": window.start, **shard.parameters})
-    return {ReportState(state): (count, message) for state, count, message in states}
 
 
 # --- mark_billed ------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """Migrations of schema `billing` and the adoption's changes to token_usage; Alembic keeps the order, the SQL is in `sql/migrations/`."""
 
+import psycopg
 from alembic import command, op
 from alembic.config import Config
-from psycopg.errors import LockNotAvailable
+from psycopg.errors import InsufficientPrivilege, LockNotAvailable
 from sqlalchemy import create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
@@ -31,12 +32,15 @@ def migrate(connect: Connect) -> None:
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'")
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
-    except (DBAPIError, LockNotAvailable) as busy:
-        if not isinstance(busy, LockNotAvailable) and not isinstance(busy.orig, LockNotAvailable):
-            raise
-        raise LedgerNotReady(
-            f"the application's tables were in use for more than {LOCK_TIMEOUT_S} s by a long transaction; nothing was changed, try again"
-        ) from busy
+    except (DBAPIError, psycopg.Error) as error:
+        match error.orig if isinstance(error, DBAPIError) else error:
+            case LockNotAvailable():
+                cause = f"the application's tables were in use for more than {LOCK_TIMEOUT_S} s by a long transaction; try again"
+            case InsufficientPrivilege() as refusal:
+                cause = f"{str(refusal).splitlines()[0]}; connect `billing_db` as the owner of tenants and token_usage to adopt them"
+            case _:
+                raise
+        raise LedgerNotReady(f"nothing was changed: {cause}") from error
 
 
 def run_sql(revision: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 import stripe
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
 from token_billing.errors import StripeRefusesKey, StripeUnavailable
 from token_billing.model import Answer, Destination, Meter, MeteredItem, NoAnswer, StripeAccount
@@ -54,8 +54,10 @@ class StripeGateway:
         livemode = is_live(self._target.secret_key)
         try:
             account = await self._read(lambda: self._client.v1.accounts.retrieve_current_async())
-        except (stripe.PermissionError, stripe.InvalidRequestError):
-            return StripeAccount(None, livemode)  # a restricted key may not read its own account
+        except stripe.StripeError as error:
+            if error.http_status in (403, 404):  # a restricted key may not read its own account
+                return StripeAccount(None, livemode)
+            raise
         return StripeAccount(account.id, livemode)
 
     async def metered_item(self, usage_item_id: str) -> MeteredItem:
@@ -64,6 +66,11 @@ class StripeGateway:
             item = await self._read(lambda: self._client.v1.subscription_items.retrieve_async(usage_item_id))
         except stripe.InvalidRequestError as refusal:
             return MeteredItem(usage_item_id, problem=_message(refusal))
+        except stripe.PermissionError as refusal:
+            raise StripeRefusesKey(
+                f"the key of connection `stripe_default` may not read subscription items: {_message(refusal)}. "
+                "Give it read access to subscriptions and meters, and write access to meter events."
+            ) from refusal
         price = item.price
         meter_id = price.recurring and price.recurring.meter
         if not meter_id:
@@ -113,9 +120,10 @@ class StripeGateway:
         return sum([int(summary.aggregated_value) async for summary in summaries.auto_paging_iter()])
 
     async def _read(self, call: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
-        """Reads are free to repeat: time-outs, 429 and 5xx are tried again; raises StripeUnavailable when that did not help."""
+        """Reads are free to repeat: time-outs, 429 and 5xx are tried again; raises StripeUnavailable where that did not help, and
+        StripeRefusesKey for a wrong key. Other refusals are the caller's to understand."""
         again = AsyncRetrying(
-            retry=retry_if_exception_type((stripe.APIConnectionError, stripe.RateLimitError, stripe.APIError, *_TRANSPORT_ERRORS)),
+            retry=retry_if_exception(_may_pass),
             stop=stop_after_attempt(4),
             wait=wait_exponential_jitter(multiplier=0.25, max=5),
             reraise=True,
@@ -131,7 +139,9 @@ class StripeGateway:
                 f"Stripe at {self._target.base} refused the secret key of connection `stripe_default`: {_message(error)}. "
                 "Put a valid key in its password field and clear the task."
             ) from error
-        except (stripe.APIConnectionError, stripe.RateLimitError, stripe.APIError, *_TRANSPORT_ERRORS) as error:
+        except (stripe.StripeError, *_TRANSPORT_ERRORS) as error:
+            if not _may_pass(error):
+                raise
             raise StripeUnavailable(
                 f"Stripe at {self._target.base} (connection `stripe_default`) could not be reached or gave no usable answer: {error}. "
                 "Nothing more was sent; the task's retries, or clearing it, go on from here."
@@ -154,6 +164,13 @@ async def stripe_gateway(target: StripeTarget) -> AsyncIterator[StripeGateway]:
     finally:
         await transport.close_async()  # type: ignore[no-untyped-call]
         await asyncio.sleep(0)  # lets the transport's connections finish closing inside this loop
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether a read that failed so may succeed a moment later."""
+    if isinstance(error, stripe.StripeError):
+        return error.http_status is None or error.http_status < 300 or error.http_status in (409, 429) or error.http_status >= 500
+    return isinstance(error, _TRANSPORT_ERRORS)
 
 
 def _answer(error: stripe.StripeError) -> Answer:

@@ -13,7 +13,7 @@ from uuid import uuid4
 from aiolimiter import AsyncLimiter
 
 from token_billing import metering
-from token_billing.adapters import ledger
+from token_billing.adapters import ledger, sending
 from token_billing.adapters.database import Connect, Connection, session
 from token_billing.adapters.stripe_gateway import StripeGateway, StripeTarget, stripe_gateway
 from token_billing.errors import ReportsLeftOver, StripeRefusesKey, StripeUnavailable
@@ -55,27 +55,27 @@ def push(connect: Connect, target: StripeTarget, window: Window, shard: Shard, c
 async def _push(connect: Connect, target: StripeTarget, window: Window, shard: Shard, clock: Clock, settings: PushSettings) -> PushedShard:
     with session(connect) as db:
         identity = ledger.identity(db)
-        ledger.accept_zero_totals(db, window, clock())
-        if any(state in OPEN for state in ledger.shard_states(db, window, shard)):
+        sending.accept_zero_totals(db, window, clock())
+        if any(state in OPEN for state in sending.shard_states(db, window, shard)):
             async with stripe_gateway(target) as stripe:
                 ledger.pin_account(db, await stripe.account(), clock())
                 await _look_up_items(db, stripe, window, shard, clock, settings)
-                ledger.quarantine_unlinked(db, window, shard, clock())
+                sending.quarantine_unlinked(db, window, shard, clock())
                 await read_back(db, stripe, identity, window, shard, clock)
                 await _Sender(db, Delivery(stripe, clock, settings, target.timeout_s), window, shard, clock, settings).send_all()
-        return _conclude(window, shard, ledger.shard_states(db, window, shard))
+        return _conclude(window, shard, sending.shard_states(db, window, shard))
 
 
 async def _look_up_items(db: Connection, stripe: StripeGateway, window: Window, shard: Shard, clock: Clock, settings: PushSettings) -> None:
     """Asks Stripe, once for each subscription item, which meter its price is backed by."""
     reads = AsyncLimiter(settings.reads_per_second, 1)
-    unknown = ledger.items_to_look_up(db, window, shard)
+    unknown = sending.items_to_look_up(db, window, shard)
     for n in range(0, len(unknown), settings.concurrency):
         found = []
         for item in unknown[n : n + settings.concurrency]:
             await reads.acquire()
             found.append(asyncio.ensure_future(stripe.metered_item(item)))
-        ledger.set_metered_items(db, await asyncio.gather(*found), clock())
+        sending.set_metered_items(db, await asyncio.gather(*found), clock())
 
 
 class _Sender:
@@ -102,7 +102,7 @@ class _Sender:
     async def _pass_through(self) -> bool:
         """One pass over the shard; says whether it left no report for a further one."""
         after_id, complete = 0, True
-        while waiting := ledger.waiting_reports(self._db, self._window, self._shard, after_id, self._settings.chunk_size):
+        while waiting := sending.waiting_reports(self._db, self._window, self._shard, after_id, self._settings.chunk_size):
             after_id = waiting[-1][0]
             chunk = [(report_id, destination) for report_id, destination in waiting if report_id not in self._done]
             if chunk:
@@ -112,16 +112,16 @@ class _Sender:
     async def _send_chunk(self, chunk: Sequence[tuple[int, Destination]]) -> bool:
         leased_until = time.monotonic() + self._settings.lease.total_seconds()
         with self._db.transaction():  # note the attempts
-            leased, holder_count = ledger.lease_customers(self._db, [to for _, to in chunk], self._holder, self._settings.lease)
+            leased, holder_count = sending.lease_customers(self._db, [to for _, to in chunk], self._holder, self._settings.lease)
             mine = [(report_id, to) for report_id, to in chunk if (to.customer_id, to.meter.event_name) in leased]
             now = self._clock()
-            to_send, to_quarantine = _sort_out(ledger.reports_to_send(self._db, mine), now)
-            ledger.quarantine_reports(self._db, to_quarantine, now)
-            ledger.note_attempts(self._db, to_send, now)
+            to_send, to_quarantine = _sort_out(sending.reports_to_send(self._db, mine), now)
+            sending.quarantine_reports(self._db, to_quarantine, now)
+            sending.note_attempts(self._db, to_send, now)
         results = await self._delivery.send(to_send, leased_until, holder_count)
         with self._db.transaction():  # record the outcomes
-            ledger.record_outcomes(self._db, results, self._clock())
-            ledger.release_leases(self._db, self._holder)
+            sending.record_outcomes(self._db, results, self._clock())
+            sending.release_leases(self._db, self._holder)
         given_back = {result.report_id for result in results if not result.started}
         self._done.update(report_id for report_id, _ in mine if report_id not in given_back)
         _stop_if_useless([result.outcome for result in results if result.started])

@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 
 from token_billing import metering
-from token_billing.adapters import ledger
+from token_billing.adapters import sending
 from token_billing.adapters.database import Connection
 from token_billing.adapters.stripe_gateway import StripeGateway
 from token_billing.model import Clock, DoubtfulReport, LedgerIdentity, ReadBack, Shard
@@ -19,7 +19,7 @@ async def read_back(
     """Reads the minute of every report of the shard that may have arrived but is too old for a blind resend. What is present is
     accepted; what is absent twice, a day apart, may be sent again as a new generation; anything else stays for a person."""
     found: Counter[ReadBack] = Counter()
-    for report in ledger.reports_to_read_back(db, window, shard, clock() - metering.RESEND_LIMIT):
+    for report in sending.reports_to_read_back(db, window, shard, clock() - metering.RESEND_LIMIT):
         counted = await stripe.summed_usage(report.customer_id, report.meter_id, report.minute, report.minute + MINUTE)
         verdict = metering.judge_read_back(report, counted, clock())
         _act_on(db, identity, window, report, verdict, clock)
@@ -33,12 +33,12 @@ async def read_back(
 def _act_on(db: Connection, identity: LedgerIdentity, window: Window, report: DoubtfulReport, verdict: ReadBack, clock: Clock) -> None:
     match verdict:
         case ReadBack.PRESENT:
-            ledger.accept_read_back(db, report, clock())
+            sending.accept_read_back(db, report, clock())
         case ReadBack.ABSENT:
-            ledger.note_absence(db, report, report.absent_since or clock())
+            sending.note_absence(db, report, report.absent_since or clock())
         case ReadBack.PROVEN_ABSENT:
             generation = report.generation + 1
             identifier = metering.identifier(identity.ledger_id, report.tenant_id, window, report.side, report.revision, generation)
-            ledger.begin_generation(db, report, identifier, clock())
+            sending.begin_generation(db, report, identifier, clock())
         case ReadBack.UNCLEAR:
-            ledger.note_absence(db, report, None)
+            sending.note_absence(db, report, None)

@@ -26,7 +26,7 @@ CREATE TABLE billing.fence (
 -- What Stripe told about meters and the subscription items that are billed by them.
 CREATE TABLE billing.meter (
     meter_id              text PRIMARY KEY,
-    event_name            text NOT NULL UNIQUE,
+    event_name            text NOT NULL,
     customer_payload_key  text NOT NULL,
     value_payload_key     text NOT NULL
 );
