@@ -13,7 +13,8 @@ from rich.console import Console
 
 from sandbox.environment import HOME, without_stripe
 
-console = Console(highlight=False)
+#: Where the output is no terminal, lines are as long as the table needs.
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 
 def bench(

@@ -109,10 +109,8 @@ def compare_marking(databases: Databases, row_count: int, repeats: int, say: Say
 
 
 def _comparisons(seconds: dict[str, list[float]], row_count: int, some_count: int) -> list[Comparison]:
-    bare = f"bare UPDATE of {row_count:,} rows"
-    bare_some = f"bare UPDATE of the same {some_count:,} rows"
-    adopted = f"freeze + mark {row_count:,} rows, adopted table"
-    own = f"freeze + mark {row_count:,} rows, sandbox's layout"
+    bare, bare_some = f"bare UPDATE of {row_count:,} rows", f"bare UPDATE of the same {some_count:,} rows"
+    adopted, own = "freeze + mark, adopted table", "freeze + mark, sandbox's layout"
     adopted_some, own_some = (f"{what}, 30 % unresolved" for what in (adopted, own))
     return [
         time_ratio("mark_adopted", adopted, bare, seconds["adopted"], seconds["bare"], ADOPTED_LIMIT),

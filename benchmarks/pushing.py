@@ -159,7 +159,7 @@ def _compare_job(databases: Databases, account: Account, windows: list[Window], 
             raise AssertionError(f"of {row_count} rows the replaced job marked {marked_by_job}, ours {marked}")
         if number:
             say(f"from end to end, round {number} of {len(windows) - 1}: ours {ours[-1]:.2f} s, the job it replaces {theirs[-1]:.2f} s")
-    what = f"freeze + push + mark {row_count:,} rows of {tenant_count:,} tenants"
+    what = f"freeze + push + mark, {row_count:,} rows, {tenant_count:,} tenants"
     return time_ratio("end_to_end", what, "the job this replaces", ours[1:], theirs[1:])
 
 

@@ -12,7 +12,7 @@ from benchmarks.comparison import Comparison
 
 
 def show(comparisons: Sequence[Comparison], console: Console) -> None:
-    """Prints the table; seconds are the best round's, with the worst behind them."""
+    """Prints the table; seconds are the best round's and the worst's."""
     table = Table(title="Best of each side's rounds", show_edge=False, padding=(0, 0, 0, 1))
     table.add_column("what")
     table.add_column("beside")

@@ -17,4 +17,4 @@ def rate_simulator(simulator: StripeSimulator, event_count: int, repeats: int, s
         simulator.reset()
         seconds.append(asyncio.run(send_events(simulator.base_url, simulator.api_key, event_count, IN_FLIGHT)))
         say(f"simulator, round {number + 1} of {repeats}: {event_count / seconds[-1]:,.0f} meter events/s")
-    return rate("simulator", "meter events the simulator takes from a raw aiohttp client", event_count, seconds, SIMULATOR_RATE)
+    return rate("simulator", "meter events, raw aiohttp client to simulator", event_count, seconds, SIMULATOR_RATE)

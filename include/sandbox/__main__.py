@@ -1,5 +1,7 @@
 """The sandbox's commands, as the Makefile calls them."""
 
+import signal
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +12,7 @@ from sandbox.postgres import PostgresError
 from sandbox.usage_csv import UsageFileError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
 
 
 @app.callback()
@@ -27,12 +29,17 @@ def demo(
     """Bill usage hour by hour through Airflow and print a statement; exit 0 only if every token is accounted for."""
     from sandbox.demo import Demo, run_demo
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything started is stopped, as after Ctrl-C
     try:
         what = Demo.of_file(usage) if usage else Demo.made_up(hours, tenants)
+        sound = run_demo(what, console)
     except UsageFileError as refusal:
-        console.print(str(refusal), style="red", markup=False)
+        console.print(str(refusal), style="red", markup=False, soft_wrap=True)
         raise typer.Exit(2) from None
-    raise typer.Exit(0 if run_demo(what, console) else 1)
+    except PostgresError as failure:
+        console.print(str(failure), style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    raise typer.Exit(0 if sound else 1)
 
 
 @app.command()

@@ -2,14 +2,18 @@
 
 import gc
 import os
+import subprocess
+import sys
+from collections.abc import Mapping
 from datetime import datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 
 class AirflowRuns:
-    """Runs of one DAG, for as long as the block lasts. Airflow reads its settings when it is first imported, so the environment
-    must be complete by then, and the metadata database must outlast the block."""
+    """Runs of one DAG in this process, for as long as the block lasts. Airflow reads its settings when it is first imported, so
+    the environment must be complete by then, and the metadata database must outlast the block."""
 
     def __init__(self, dag_id: str) -> None:
         """Brings Airflow's metadata database up to date and loads the DAG; raises RuntimeError where it does not load."""
@@ -38,3 +42,64 @@ class AirflowRuns:
         from airflow.settings import dispose_orm
 
         dispose_orm()  # its connections would end in errors once the metadata server stops
+
+
+class AirflowProcess:
+    """The same in a process of its own, which can be ended at any moment: while a task runs in-process, Airflow passes Ctrl-C and
+    SIGTERM on to the task, that is to itself, and they are lost."""
+
+    def __init__(self, dag_id: str, environment: Mapping[str, str], log: Path) -> None:
+        """`log`: where Airflow's own output goes."""
+        self._log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        answers, child_answers = os.pipe()
+        with log.open("wb") as output:
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "sandbox.airflow_runs", dag_id, str(child_answers)],
+                env=dict(environment),
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                text=True,
+                pass_fds=[child_answers],
+                start_new_session=True,  # Ctrl-C in the terminal is ours to handle
+            )
+        os.close(child_answers)
+        self._answers = os.fdopen(answers)
+
+    def run(self, logical_date: datetime) -> str:
+        """One run with all its tasks; returns its state. Raises RuntimeError with the log's end where Airflow has died."""
+        assert self._child.stdin is not None
+        try:
+            self._child.stdin.write(f"{logical_date.isoformat()}\n")
+            self._child.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has died, and so will not answer
+        state = self._answers.readline().strip()
+        if not state:
+            raise RuntimeError(f"Airflow has ended ({self._log}):\n{self._log.read_text(errors='replace')[-3000:]}")
+        return state
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._answers.close()
+        if kind is None:
+            self._child.communicate()  # end of input: it leaves the metadata database in order
+        else:
+            self._child.kill()
+            self._child.wait()
+
+
+def _serve(dag_id: str, answers_fd: int) -> None:
+    """The child: a logical date a line comes in, the run's state goes out."""
+    with AirflowRuns(dag_id) as runs, os.fdopen(answers_fd, "w", buffering=1) as answers:
+        for line in sys.stdin:
+            answers.write(f"{runs.run(datetime.fromisoformat(line.strip())).state}\n")
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1], int(sys.argv[2]))
+    sys.stdout.flush()
+    os._exit(0)  # Airflow's in-process API server leaves threads behind that would never end

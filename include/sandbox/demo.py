@@ -1,7 +1,6 @@
 """The demo: usage billed hour by hour through real Airflow task runs, and a statement at the end."""
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import psycopg
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from sandbox.airflow_runs import AirflowRuns
+from sandbox.airflow_runs import AirflowProcess
 from sandbox.demo_usage import demo_tenants, demo_usage
 from sandbox.environment import HOME, airflow_environment
 from sandbox.services import prepare_billing_database, running_services
@@ -73,14 +72,13 @@ def run_demo(demo: Demo, console: Console) -> bool:
             say("importing the usage")
             import_usage(db, demo.usage)
             db.execute("ANALYZE token_usage")
-        os.environ.clear()
-        os.environ.update(airflow_environment(services, HOME / "demo_airflow", replayed=True), AIRFLOW__LOGGING__LOGGING_LEVEL="ERROR")
         say("starting Airflow")
+        environment = {**airflow_environment(services, HOME / "demo_airflow", replayed=True), "AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR"}
         failed = 0
-        with AirflowRuns("report_usage") as runs:
+        with AirflowProcess("report_usage", environment, HOME / "demo_airflow" / "runs.log") as airflow:
             for window_end in _hours(start, end, console):
                 simulator.set_clock(window_end + RUN_DELAY)
-                failed += str(runs.run(window_end).state) != "success"
+                failed += airflow.run(window_end) != "success"
         simulator.set_clock(end + SETTLING)
         say("asking Stripe's meters")
         target = StripeTarget(services.secret_key, services.stripe_base, sandbox=True)

@@ -222,7 +222,8 @@ class Supervisor:
 
     def _run_missed_windows(self, api: AirflowApi, billing: str) -> None:
         """Starts the runs that nobody started while the sandbox was down: of every closed window that holds unbilled usage and never
-        had a run. The scheduler itself does so for the last window only, because the DAG does not catch up by itself."""
+        had a run. Without the last window: that run the scheduler starts by itself, and where another has taken its logical date it
+        would try, and log that it cannot, every second until the next hour."""
         if api.is_paused(DAG_ID):
             self.say(f"{DAG_ID} is paused; nothing is billed until somebody switches it on")
             return
@@ -231,7 +232,7 @@ class Supervisor:
             unbilled = db.execute(
                 "SELECT DISTINCT date_trunc('hour', created_at, 'UTC') FROM token_usage"
                 " WHERE NOT billed AND created_at >= %s AND created_at < %s ORDER BY 1",
-                [last.end - LONGEST_BILLABLE, last.end],
+                [last.start - LONGEST_BILLABLE, last.start],
             ).fetchall()
         note = "Started by `make up`: nothing ran when this hour closed."
         started = sum(api.run_window(DAG_ID, Window(start), note) for (start,) in unbilled)

@@ -75,7 +75,9 @@ async def _look_up_items(db: Connection, stripe: StripeGateway, window: Window, 
         for item in unknown[n : n + settings.concurrency]:
             await reads.acquire()
             found.append(asyncio.ensure_future(stripe.metered_item(item)))
-        sending.set_metered_items(db, await asyncio.gather(*found), clock())
+        items = await asyncio.gather(*found)
+        with db.transaction():  # one wait for the disk, not two an item
+            sending.set_metered_items(db, items, clock())
 
 
 class _Sender:
