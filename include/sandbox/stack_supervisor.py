@@ -54,8 +54,6 @@ SERVER_SECONDS, REST_SECONDS = 25.0, 10.0
 #: Usage is never billed once it is older than Stripe takes, so nothing older is looked for.
 LONGEST_BILLABLE = timedelta(days=35)
 
-AIRFLOW_PARTS = ("api-server", "scheduler", "dag-processor", "triggerer")
-
 
 class _Ended(BaseException):
     """SIGTERM or SIGINT: stop everything, wherever we are."""
@@ -147,14 +145,19 @@ class Supervisor:
 
         self._wait("Airflow's metadata database", HEALTHY_SECONDS, lambda: not migration.is_running)
         migration.finish()
-        self.say(f"starting Airflow's {', '.join(AIRFLOW_PARTS)}; they need some twenty seconds")
+        self.say("starting Airflow, which needs some twenty seconds")
         started_at = datetime.now(UTC)
-        for name in AIRFLOW_PARTS:
-            options = {"api-server": ["--host", "127.0.0.1", "--port", str(airflow_port), "--workers", "1"]}
-            # Logs are read from the disk; the servers for them would listen on every address.
-            no_log_server = ["--skip-serve-logs"] if name in ("scheduler", "triggerer") else []
-            self._begin(name, ["airflow", name, *options.get(name, []), *no_log_server], environment)
         api = AirflowApi(self._url)
+        # Logs are read from the disk; the servers for them would listen on every address.
+        self._begin(
+            "api-server", ["airflow", "api-server", "--host", "127.0.0.1", "--port", str(airflow_port), "--workers", "1"], environment
+        )
+        self._begin("dag-processor", ["airflow", "dag-processor"], environment)
+        self._wait("the api-server", HEALTHY_SECONDS, lambda: _answers(f"{api.url}/api/v2/monitor/health"))
+        self.say("  api-server is there")
+        # Only now: a task that finds no api-server to report to fails, and is tried again minutes later.
+        self._begin("scheduler", ["airflow", "scheduler", "--skip-serve-logs"], environment)
+        self._begin("triggerer", ["airflow", "triggerer", "--skip-serve-logs"], environment)
         self._wait_until_healthy(api, started_at)
         self._run_missed_windows(api, billing)
 
@@ -196,16 +199,16 @@ class Supervisor:
 
     def _wait_until_healthy(self, api: AirflowApi, started_at: datetime) -> None:
         """Waits for a heartbeat of this life of every server, and for the DAG to be read."""
-        missing = ["api-server", "scheduler", "dag_processor", "triggerer", f"the DAG {DAG_ID}"]
+        missing = ["dag_processor", f"the DAG {DAG_ID}", "scheduler", "triggerer"]
 
         def is_ready() -> bool:
             with suppress(OSError, ValueError, AirflowRefused):
                 beats = api.heartbeats()
-                present = {"api-server", *(name for name, beat in beats.items() if beat >= started_at)}
+                present = {name for name, beat in beats.items() if beat >= started_at}
                 if "dag_processor" in present and api.is_paused(DAG_ID) is not None:
                     present.add(f"the DAG {DAG_ID}")
                 for name in [name for name in missing if name in present]:
-                    self.say(f"  {name.replace('_', '-') if 'DAG' not in name else name} is there")
+                    self.say(f"  {name.replace('dag_processor', 'dag-processor')} is there")
                     missing.remove(name)
             return not missing
 

@@ -7,9 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 
+import psutil
 import pytest
 
 import sandbox
@@ -179,7 +181,7 @@ def test_the_child_inherits_no_stripe_variable(monkeypatch, now):
     """Whatever key the parent has in its environment stays there."""
     monkeypatch.setenv("STRIPE_SECRET_KEY", "sk_live_secret")
     with StripeSimulator.start(clock=now) as simulator, open(f"/proc/{simulator.pid}/environ", "rb") as environment:
-        assert b"STRIPE_" not in environment.read()
+        assert not [variable for variable in environment.read().split(b"\0") if variable.startswith(b"STRIPE_")]
 
 
 def test_several_keys_can_be_accepted(make_raw, now):
@@ -198,3 +200,20 @@ def test_a_simulator_restarts_on_its_port(now, tmp_path):
     first.kill()
     with StripeSimulator.start(state_dir=tmp_path, port=port, clock=now) as second:
         assert second.port == port
+
+
+def test_a_simulator_ends_when_whoever_started_it_is_killed(tmp_path):
+    """kill -9 of the launcher leaves no simulator behind."""
+    script = (
+        "import os, sys, signal\n"
+        "from sandbox.stripe_simulator.process import StripeSimulator\n"
+        "print(StripeSimulator.start().pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(sandbox.__file__).parents[1])}
+    launcher = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, env=environment, check=False)
+    pid = int(launcher.stdout)
+    deadline = time.monotonic() + 10
+    while psutil.pid_exists(pid) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not psutil.pid_exists(pid)

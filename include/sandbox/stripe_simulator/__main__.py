@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -77,6 +78,8 @@ def serve(options: argparse.Namespace) -> None:
     ready_line = (
         f"stripe simulator ready on http://{shown_host}:{port} (pid {os.getpid()}, clock {clock}, {len(state.meter_events)} meter events)"
     )
+    if options.end_with_stdin:
+        threading.Thread(target=_end_with_stdin, daemon=True).start()
     config = uvicorn.Config(
         application,
         loop="uvloop",
@@ -91,6 +94,12 @@ def serve(options: argparse.Namespace) -> None:
     _Server(config, ready_line).run(sockets=[listening])
 
 
+def _end_with_stdin() -> None:
+    while os.read(0, 4096):  # not through sys.stdin: its lock, held here, would abort the interpreter's end
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sandbox.stripe_simulator", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="a loopback address (default 127.0.0.1)")
@@ -100,6 +109,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--clock", default="real", help="'real' or an instant to stand still at; a clock already kept in --state-dir has precedence"
     )
     parser.add_argument("--api-key", action="append", help=f"a secret key to accept, repeatable (default {DEFAULT_API_KEY})")
+    parser.add_argument("--end-with-stdin", action="store_true", help="end when the standard input does: whoever started it has died")
     parser.add_argument("--record", type=Path, help="append every exchange to this file as a JSON line")
     return parser.parse_args(arguments)
 

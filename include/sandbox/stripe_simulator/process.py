@@ -58,7 +58,7 @@ class StripeSimulator:
         `port`: 0 takes any free one. `clock`: "real", or an aware datetime to stand still at. `record`: a file to which every exchange
         is appended as a JSON line. Raises SimulatorFailed with the child's output.
         """
-        command = [sys.executable, "-m", "sandbox.stripe_simulator", "--port", str(port)]
+        command = [sys.executable, "-m", "sandbox.stripe_simulator", "--port", str(port), "--end-with-stdin"]
         command += ["--clock", clock if isinstance(clock, str) else rfc3339(milliseconds(clock))]
         command += [argument for key in api_keys for argument in ("--api-key", key)]
         if state_dir is not None:
@@ -66,7 +66,7 @@ class StripeSimulator:
         if record is not None:
             command += ["--record", str(record)]
         output = tempfile.TemporaryFile(prefix="stripe-simulator-")  # noqa: SIM115 - closed by stop()
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=_child_environment())
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, env=_child_environment())
         deadline = time.monotonic() + _START_SECONDS
         while (base_url := _ready_url(output)) is None:
             if child.poll() is not None:
