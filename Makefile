@@ -31,7 +31,7 @@ clean: down ## Remove everything the sandbox keeps
 	@echo "removed .sandbox"
 
 test: .venv/installed ## Run the tests
-	@$(RUN) -m pytest
+	@$(RUN) -m pytest -n 2 --dist loadgroup
 
 check: lint types imports docs test ## Everything that must be green: lint, types, imports, docs, tests
 

@@ -33,6 +33,19 @@ os.environ.clear()
 os.environ.update(_ENVIRONMENT, AIRFLOW__LOGGING__LOGGING_LEVEL="ERROR")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share servers run in the same process (`-n 2 --dist loadgroup`): those of a folder, and of a file in the larger ones."""
+    for item in items:
+        folder, _, rest = str(item.path.relative_to(Path(__file__).parent)).partition("/")
+        if "stack" in getattr(item, "fixturenames", ()):
+            group = "stack"
+        elif folder in ("acceptance", "integration"):
+            group = f"{folder}/{rest}"
+        else:
+            group = folder
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def postgres() -> PostgresServer:
     """The tests' server: killed clients lose nothing, a power cut everything."""

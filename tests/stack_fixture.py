@@ -61,7 +61,7 @@ class SandboxStack:
     def billing(self) -> psycopg.Connection:
         return psycopg.connect(PostgresServer(self.home / "postgres").dsn("billing"))
 
-    def wait_for_green_runs(self, count: int, seconds: float = 100.0) -> list[str]:
+    def wait_for_green_runs(self, count: int, seconds: float = 200.0) -> list[str]:
         """Returns the ids of the successful runs once there are so many; fails at once where a run has failed."""
         deadline = time.monotonic() + seconds
         while True:

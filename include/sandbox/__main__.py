@@ -28,6 +28,7 @@ def demo(
 ) -> None:
     """Bill usage hour by hour through Airflow and print a statement; exit 0 only if every token is accounted for."""
     from sandbox.demo import Demo, run_demo
+    from sandbox.services import SandboxBusy
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that everything started is stopped, as after Ctrl-C
     try:
@@ -36,7 +37,7 @@ def demo(
     except UsageFileError as refusal:
         console.print(str(refusal), style="red", markup=False, soft_wrap=True)
         raise typer.Exit(2) from None
-    except PostgresError as failure:
+    except (PostgresError, SandboxBusy) as failure:
         console.print(str(failure), style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from None
     raise typer.Exit(0 if sound else 1)

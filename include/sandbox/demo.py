@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sandbox.airflow_runs import AirflowProcess
 from sandbox.demo_usage import demo_tenants, demo_usage
 from sandbox.environment import HOME, airflow_environment
-from sandbox.services import prepare_billing_database, running_services
+from sandbox.services import demo_services, prepare_billing_database
 from sandbox.statement import Statement, draw_up, show
 from sandbox.stripe_account import link_tenants
 from sandbox.usage_csv import UsageRows, import_usage, read_usage
@@ -64,7 +64,7 @@ def run_demo(demo: Demo, console: Console) -> bool:
         f"{len(demo.usage):,} calls of {len(demo.tenants)} tenants, {demo.usage.token_total:,} tokens,"
         f" from {start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC"
     )
-    with running_services("demo", say, fresh=True, clock=start) as (services, simulator):
+    with demo_services(say, start) as (services, simulator):
         prepare_billing_database(services.billing_dsn)
         with psycopg.connect(services.billing_dsn) as db:
             say("giving every tenant a Stripe customer and a subscription")

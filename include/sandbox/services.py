@@ -19,23 +19,26 @@ from token_billing.stages.adopt import adopt
 Say = Callable[[str], None]
 
 
-@contextmanager
-def running_services(
-    name: str, say: Say, *, fresh: bool, clock: datetime | None = None
-) -> Iterator[tuple[SandboxServices, StripeSimulator]]:
-    """PostgreSQL and the simulator for as long as the block runs, with a billing and a metadata database called after `name`.
+class SandboxBusy(Exception):
+    """Another demo runs in this folder."""
 
-    `fresh`: the billing database and the simulator's account begin empty; otherwise both go on where they stopped. `clock`: the
-    simulator's time stands there and moves only when told; None lets it run with the system's."""
-    say("starting PostgreSQL")
-    with shared_postgres() as postgres:
-        billing, metadata = sandbox_databases(postgres, name, fresh=fresh)
-        say("starting the Stripe simulator")
-        simulator = StripeSimulator.start(state_dir=None if fresh else HOME / "simulator", clock=clock or "real", api_keys=[SECRET_KEY])
+
+@contextmanager
+def demo_services(say: Say, clock: datetime) -> Iterator[tuple[SandboxServices, StripeSimulator]]:
+    """PostgreSQL with an empty billing database, and a simulator with an empty account whose time stands at `clock`, for as long
+    as the block runs. Raises SandboxBusy where another demo is at it."""
+    HOME.mkdir(parents=True, exist_ok=True)
+    with (HOME / "demo.lock").open("w") as lock:
         try:
-            yield SandboxServices(billing, metadata, simulator.base_url), simulator
-        finally:
-            simulator.stop()
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SandboxBusy("another `make demo` is running in this folder: wait for it, or end it with Ctrl-C") from None
+        say("starting PostgreSQL")
+        with shared_postgres() as postgres:
+            billing, metadata = sandbox_databases(postgres, "demo", fresh=True)
+            say("starting the Stripe simulator")
+            with StripeSimulator.start(clock=clock, api_keys=[SECRET_KEY]) as simulator:
+                yield SandboxServices(billing, metadata, simulator.base_url), simulator
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Windows: half-open UTC hours, the sides inside them, and the minutes that reports may be dated with."""
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -53,11 +54,14 @@ class Side:
         customer and hour uses (`used`: their event times). With every minute taken, the least used one is shared. A side
         too short to hold a whole minute dates its report with its own start, the one instant that is surely inside."""
         first = self.start if self.start.second == self.start.microsecond == 0 else _minute_of(self.start) + MINUTE
-        minutes = [first + n * MINUTE for n in range((self.end - first) // MINUTE)]
-        if not minutes:
+        minute_count = (self.end - first) // MINUTE
+        if minute_count < 1:
             return self.start
-        taken = [_minute_of(time) for time in used]
-        return min(minutes, key=lambda minute: (taken.count(minute), minute)) + EVENT_OFFSET
+        if not used:
+            return first + EVENT_OFFSET
+        taken = Counter((_minute_of(time) - first) // MINUTE for time in used)
+        least_used = min(range(minute_count), key=lambda minute: (taken[minute], minute))
+        return first + least_used * MINUTE + EVENT_OFFSET
 
 
 def window_of(interval_start: datetime | None, interval_end: datetime | None) -> Window:

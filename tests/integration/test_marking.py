@@ -66,6 +66,19 @@ def test_rows_changed_behind_the_ledgers_back_are_named_and_hold_no_other_tenant
         check_conservation(accepted.connect, accepted.window)
 
 
+def test_a_row_that_no_report_holds_is_not_marked_with_the_others(accepted: World) -> None:
+    """Smuggled in under an old transaction's id, it is no part of what Stripe was told; the law finds it."""
+    accepted.sql("ALTER TABLE token_usage DISABLE TRIGGER USER")
+    accepted.sql(
+        "INSERT INTO token_usage (tenant_id, model, input_tokens, output_tokens, created_at, recorded_xid) "
+        "SELECT 'smuggler', 'm', 100, 0, created_at, recorded_xid FROM token_usage LIMIT 1"
+    )
+    accepted.mark_billed()
+    assert accepted.marked() == {"a": 11, "b": 7}
+    with pytest.raises(ConservationBroken, match="smuggler"):
+        check_conservation(accepted.connect, accepted.window)
+
+
 def test_a_discrepancy_is_resolved_once_the_rows_are_back(accepted: World) -> None:
     """Then the report is marked like any other."""
     accepted.sql("ALTER TABLE token_usage DISABLE TRIGGER USER")

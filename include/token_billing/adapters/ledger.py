@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 
 import psycopg
+from psycopg.types.json import Jsonb
 
 from token_billing.adapters.database import Connection
 from token_billing.adapters.queries import queries, sql_path
@@ -148,21 +149,12 @@ def add_reports(
     now: datetime,
 ) -> None:
     """One report for each total, under the identifier at the same place; quarantined from the start where a reason is given."""
-    db.execute(
-        FREEZE["add_reports"],
-        {
-            "window_start": window.start,
-            "revision": revision,
-            "now": now,
-            "reason": reason,
-            "tenant_ids": [total.tenant_id for total in totals],
-            "side_starts": [total.side.start for total in totals],
-            "side_ends": [total.side.end for total in totals],
-            "identifiers": list(identifiers),
-            "row_counts": [total.row_count for total in totals],
-            "token_counts": [total.token_count for total in totals],
-        },
-    )
+    reports = [
+        [total.tenant_id, total.side.start.isoformat(), total.side.end.isoformat(), identifier, total.row_count, total.token_count]
+        for total, identifier in zip(totals, identifiers, strict=True)
+    ]
+    parameters = {"window_start": window.start, "revision": revision, "now": now, "reason": reason, "reports": Jsonb(reports)}
+    db.execute(FREEZE["add_reports"], parameters)
 
 
 def window_counts(db: Connection, window: Window) -> tuple[int, int]:
@@ -184,6 +176,7 @@ def accepted_revisions(db: Connection, window: Window) -> list[dict[str, Any]]:
 
 def lock_accepted(db: Connection, revision: dict[str, Any]) -> None:
     """Keeps two runs from marking the same reports at once."""
+    db.execute(MARK["join_by_hash"])
     db.execute(MARK["lock_accepted"], revision)
 
 
@@ -194,6 +187,12 @@ def disagreements(db: Connection, revision: dict[str, Any]) -> list[Disagreement
 
 def mark_rows(db: Connection, revision: dict[str, Any], disagreeing: Sequence[Disagreement]) -> int:
     """Flips the rows of the revision's accepted reports but the disagreeing ones; returns how many rows."""
+    all_accepted, held_rows = db.execute(MARK["whole_revision"], revision).fetchone() or (False, 0)
+    if all_accepted and not disagreeing:
+        with db.transaction() as savepoint:
+            if db.execute(MARK["mark_all_rows"], revision).rowcount == held_rows:
+                return int(held_rows)
+            raise psycopg.Rollback(savepoint)  # the fence sees rows that are in no report: only those in one are marked
     return db.execute(MARK["mark_rows"], {**revision, "disagreeing_ids": [one.report_id for one in disagreeing]}).rowcount
 
 

@@ -112,9 +112,11 @@ def lease_customers(db: Connection, destinations: Iterable[Destination], holder:
     return {(customer, event_name) for customer, event_name, _ in leased}, max((count for *_, count in leased), default=1)
 
 
-def release_leases(db: Connection, holder: str) -> None:
-    """Gives back everything the holder leased."""
-    db.execute(PUSH["release_leases"], {"holder": holder})
+def release_leases(db: Connection, holder: str, still_needed: Iterable[tuple[str, str]]) -> None:
+    """Gives back what the holder leased, except the (customer id, event name) it still needs."""
+    needed = list(still_needed)
+    parameters = {"holder": holder, "customer_ids": [one for one, _ in needed], "event_names": [one for _, one in needed]}
+    db.execute(PUSH["release_leases"], parameters)
 
 
 def reports_to_send(db: Connection, wanted: Sequence[tuple[int, Destination]]) -> list[SendableReport]:

@@ -88,19 +88,21 @@ class StripeGateway:
     async def report_usage(
         self, destination: Destination, identifier: str, idempotency_key: str, token_count: int, event_time: datetime
     ) -> Answer | NoAnswer:
-        """Sends one meter event, once; never raises for anything that Stripe or the network does."""
+        """Sends one meter event, once; never raises for anything that Stripe or the network does.
+
+        A raw request of the SDK's: the answer need not become objects, which is a fifth of the price of a call."""
         meter = destination.meter
         try:
-            event = await self._client.v1.billing.meter_events.create_async(
-                {
-                    "event_name": meter.event_name,
-                    "payload": {meter.customer_payload_key: destination.customer_id, meter.value_payload_key: str(token_count)},
-                    "identifier": identifier,
-                    "timestamp": int(event_time.timestamp()),
-                },
-                {"idempotency_key": idempotency_key},
+            answer = await self._client.raw_request_async(
+                "post",
+                "/v1/billing/meter_events",
+                event_name=meter.event_name,
+                payload={meter.customer_payload_key: destination.customer_id, meter.value_payload_key: str(token_count)},
+                identifier=identifier,
+                timestamp=int(event_time.timestamp()),
+                idempotency_key=idempotency_key,
             )
-            if getattr(event, "identifier", None) != identifier:
+            if not isinstance(answer.data, dict) or answer.data.get("identifier") != identifier:
                 return NoAnswer("the answer does not name the event that was sent: something else answers for Stripe", never_left=False)
             return Answer(200)
         except stripe.StripeError as error:

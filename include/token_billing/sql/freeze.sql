@@ -26,15 +26,15 @@ VALUES (%(window_start)s, %(revision)s, pg_current_snapshot(), %(now)s)
 
 -- name: add_reports
 -- One report per tenant and side; the reason is given where the usage may not be sent from the start.
+-- They come as one JSON array: that costs the client a third of what six SQL arrays do.
 INSERT INTO billing.usage_report
     (tenant_id, window_start, side_start, side_end, revision, identifier, row_count, token_count, frozen_at,
      state, quarantined_at, quarantine_reason)
-SELECT tenant_id, %(window_start)s, side_start, side_end, %(revision)s, identifier, row_count, token_count, %(now)s,
+SELECT total ->> 0, %(window_start)s, (total ->> 1)::timestamptz, (total ->> 2)::timestamptz, %(revision)s, total ->> 3,
+       (total ->> 4)::bigint, (total ->> 5)::bigint, %(now)s,
        CASE WHEN %(reason)s::text IS NULL THEN 'frozen' ELSE 'quarantined' END,
        CASE WHEN %(reason)s::text IS NOT NULL THEN %(now)s::timestamptz END, %(reason)s
-FROM unnest(%(tenant_ids)s::text[], %(side_starts)s::timestamptz[], %(side_ends)s::timestamptz[], %(identifiers)s::text[],
-            %(row_counts)s::bigint[], %(token_counts)s::bigint[])
-     AS total (tenant_id, side_start, side_end, identifier, row_count, token_count)
+FROM jsonb_array_elements(%(reports)s::jsonb) AS total
 
 -- name: window_counts
 -- How many reports of a window wait to be pushed or marked, and how many are quarantined.

@@ -8,18 +8,23 @@ WHERE fence.window_start = %(window_start)s
               WHERE report.window_start = fence.window_start AND report.revision = fence.revision AND report.state = 'accepted')
 ORDER BY fence.revision
 
+-- name: join_by_hash
+-- For the rest of the transaction, no nested loops.
+-- Statistics older than the window promise a single report, for which a nested loop looks cheapest: it would read the hour once a report.
+SELECT set_config('enable_nestloop', 'off', true)
+
 -- name: lock_accepted
--- Keeps two runs from marking the same reports at once, and has the rest of the transaction join by hash: statistics that are older than the
--- window promise one report or row, for which a nested loop looks cheapest, and it would read the whole hour once for every report.
-SELECT report.id
-FROM (SELECT set_config('enable_nestloop', 'off', true)) planning, billing.usage_report report
-WHERE report.window_start = %(window_start)s AND report.revision = %(revision)s AND report.state = 'accepted'
-ORDER BY report.id
-FOR UPDATE OF report
+-- Keeps two runs from marking the same reports at once.
+SELECT id
+FROM billing.usage_report
+WHERE window_start = %(window_start)s AND revision = %(revision)s AND state = 'accepted'
+ORDER BY id
+FOR UPDATE
 
 -- name: disagreements
--- Accepted reports whose unbilled rows, as the fence saw them, are not what was frozen. Rows are summed per tenant before they meet their
--- reports, at half the price of joining each; only tenants with a boundary inside the hour need each row's side.
+-- Accepted reports whose unbilled rows, as the fence saw them, are not what was frozen.
+-- Rows are summed per tenant before they meet their reports, at half the price of joining each; only tenants with a boundary inside
+-- the hour need each row's side.
 WITH accepted AS MATERIALIZED (
     SELECT id, tenant_id, side_start, side_end, row_count, token_count,
            side_start = %(window_start)s AND side_end = %(window_end)s AS is_whole
@@ -66,6 +71,20 @@ WHERE report.window_start = %(window_start)s AND report.revision = %(revision)s 
   AND pg_visible_in_snapshot(usage.recorded_xid, %(snapshot)s::pg_snapshot)
   AND (%(earlier_snapshot)s::pg_snapshot IS NULL
        OR NOT pg_visible_in_snapshot(usage.recorded_xid, %(earlier_snapshot)s::pg_snapshot))
+
+-- name: whole_revision
+-- Whether every report of the revision is accepted, and how many rows they hold.
+SELECT bool_and(state = 'accepted'), sum(row_count)::bigint
+FROM billing.usage_report
+WHERE window_start = %(window_start)s AND revision = %(revision)s
+
+-- name: mark_all_rows
+-- Flips every row the fence holds: the same, without asking each row for its report, where every report is accepted and agrees.
+UPDATE token_usage
+SET billed = true
+WHERE created_at >= %(window_start)s AND created_at < %(window_end)s AND NOT billed
+  AND pg_visible_in_snapshot(recorded_xid, %(snapshot)s::pg_snapshot)
+  AND (%(earlier_snapshot)s::pg_snapshot IS NULL OR NOT pg_visible_in_snapshot(recorded_xid, %(earlier_snapshot)s::pg_snapshot))
 
 -- name: mark_reports
 -- The accepted reports that agree with their rows are billed; says how many rows they hold.

@@ -118,8 +118,10 @@ SELECT customer_id, event_name,
 FROM leased
 
 -- name: release_leases
--- Gives back what a holder leased.
-DELETE FROM billing.customer_lease WHERE holder = %(holder)s::uuid
+-- Gives back what a holder leased, but for the customers and meters it still needs.
+DELETE FROM billing.customer_lease
+WHERE holder = %(holder)s::uuid
+  AND (customer_id, event_name) NOT IN (SELECT * FROM unnest(%(customer_ids)s::text[], %(event_names)s::text[]))
 
 -- name: reports_to_send
 -- The given reports as they stand now that their customers are leased, with the minutes their customers' other reports use.

@@ -22,7 +22,7 @@ class Delivery:
         self._stripe = stripe
         self._clock = clock
         self._rate = settings.calls_per_second
-        self._turns = asyncio.Semaphore(settings.concurrency)
+        self._concurrency = settings.concurrency
         self._timeout_s = timeout_s
         backoff = wait_exponential_jitter(multiplier=settings.backoff_s, max=5)
         self._retrying = AsyncRetrying(
@@ -50,13 +50,17 @@ class Delivery:
         for report in reports:
             queues[report.destination.customer_id, report.destination.meter.event_name].append(report)
         last_start = leased_until - self._timeout_s
-        async with asyncio.TaskGroup() as customers:
-            sent = [customers.create_task(self._send_in_turn(queue, last_start)) for queue in queues.values()]
-        return [result for task in sent for result in task.result()]
+        waiting, results = iter(queues.values()), list[AttemptResult]()
 
-    async def _send_in_turn(self, queue: list[SendableReport], last_start: float) -> list[AttemptResult]:
-        async with self._turns:
-            return [await self._attempt(report, last_start) for report in queue]
+        async def work() -> None:
+            for queue in waiting:
+                for report in queue:
+                    results.append(await self._attempt(report, last_start))
+
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(min(self._concurrency, len(queues))):
+                workers.create_task(work())
+        return results
 
     async def _attempt(self, report: SendableReport, last_start: float) -> AttemptResult:
         may_have_arrived, key_number, started = report.may_have_arrived, report.key_number, False

@@ -71,7 +71,7 @@ CREATE TABLE billing.usage_report (
     quarantined_at       timestamptz,
     quarantine_reason    text CHECK (quarantine_reason IN ('unknown_tenant', 'no_customer', 'no_subscription_item',
                              'item_not_metered', 'older_than_35_days', 'too_many_digits', 'before_adoption')),
-    CONSTRAINT one_report_per_tenant_window_side_and_revision UNIQUE (tenant_id, window_start, side_start, revision),
+    CONSTRAINT one_report_per_tenant_window_side_and_revision UNIQUE (window_start, revision, tenant_id, side_start),
     CONSTRAINT held_by_a_fence FOREIGN KEY (window_start, revision) REFERENCES billing.fence,
     CONSTRAINT side_inside_window CHECK (
         side_start >= window_start AND side_start < side_end AND side_end <= window_start + interval '1 hour'),
@@ -90,7 +90,6 @@ CREATE TABLE billing.usage_report (
         (state = 'quarantined') = (quarantined_at IS NOT NULL) AND (state = 'quarantined') = (quarantine_reason IS NOT NULL))
 ) WITH (fillfactor = 70);
 
-CREATE INDEX usage_report_window ON billing.usage_report (window_start, revision);
 -- Finds the minutes a customer's reports of an hour already use.
 CREATE INDEX usage_report_minutes ON billing.usage_report (customer_id, event_name, window_start) WHERE event_time IS NOT NULL;
 

@@ -20,8 +20,9 @@ CREATE TRIGGER billing_stamps_usage BEFORE INSERT ON token_usage
     FOR EACH ROW WHEN (NEW.recorded_xid IS DISTINCT FROM pg_current_xact_id())
     EXECUTE FUNCTION billing.stamp_recorded_xid();
 
+-- AFTER, not BEFORE: where a BEFORE ROW trigger exists, every updated row is locked and fetched first, also when marking.
 CREATE TRIGGER billing_keeps_usage
-    BEFORE UPDATE OF id, tenant_id, input_tokens, output_tokens, created_at, recorded_xid ON token_usage
+    AFTER UPDATE OF id, tenant_id, input_tokens, output_tokens, created_at, recorded_xid ON token_usage
     FOR EACH ROW WHEN ((OLD.id, OLD.tenant_id, OLD.input_tokens, OLD.output_tokens, OLD.created_at, OLD.recorded_xid)
         IS DISTINCT FROM (NEW.id, NEW.tenant_id, NEW.input_tokens, NEW.output_tokens, NEW.created_at, NEW.recorded_xid))
     EXECUTE FUNCTION billing.refuse_change('usage is insert-only; record a correction as a row of its own');

@@ -1,0 +1,165 @@
+"""Sending a shard's open reports in chunks: lease and note (commit) → send → record (commit).
+
+While one chunk is on the network, the database is busy with its neighbours: what became of the one before is recorded, the one
+after is noted. No two are ever on the network at once."""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from uuid import uuid4
+
+from token_billing import metering
+from token_billing.adapters import sending
+from token_billing.adapters.database import Connection
+from token_billing.errors import StripeRefusesKey, StripeUnavailable
+from token_billing.model import (
+    AttemptResult,
+    Clock,
+    Outcome,
+    QuarantineReason,
+    SendableReport,
+    Shard,
+    Undelivered,
+    Unresolved,
+)
+from token_billing.settings import PushSettings
+from token_billing.stages.delivery import Delivery
+from token_billing.windows import Window
+
+#: What Stripe answers to a wrong key, and to one that may not do this.
+KEY_REFUSED = (401, 403)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Reports whose attempts are noted and whose customers are leased until then (monotonic clock). `last_id`: where the pass goes on."""
+
+    to_send: list[SendableReport]
+    leased: set[tuple[str, str]]
+    leased_until: float
+    holder_count: int
+    last_id: int
+
+
+class Sender:
+    """Goes through a shard's open reports, each attempted or set aside once."""
+
+    def __init__(self, db: Connection, delivery: Delivery, window: Window, shard: Shard, clock: Clock, settings: PushSettings) -> None:
+        self._db, self._delivery, self._window, self._shard = db, delivery, window, shard
+        self._clock, self._settings = clock, settings
+        self._holder = str(uuid4())
+        self._done: set[int] = set()
+        self._passed_over = False
+
+    async def send_all(self) -> None:
+        """Customers that another run holds are waited for, as long as a dead run's lease can last.
+
+        Raises StripeUnavailable or StripeRefusesKey, with every outcome recorded, where a whole chunk got no usable answer."""
+        patience = 2 * self._settings.lease.total_seconds()
+        waiting_since, done_before = time.monotonic(), 0
+        while True:
+            self._passed_over = False
+            await self._pass_through()
+            if not self._passed_over:
+                return
+            if len(self._done) > done_before:
+                waiting_since, done_before = time.monotonic(), len(self._done)
+            elif time.monotonic() > waiting_since + patience:
+                return
+            await asyncio.sleep(1)
+
+    async def _pass_through(self) -> None:
+        results: list[AttemptResult] = []
+        chunk = await asyncio.to_thread(self._note_next, 0)
+        while chunk is not None:
+            on_the_network = asyncio.create_task(self._delivery.send(chunk.to_send, chunk.leased_until, chunk.holder_count))
+            following = await asyncio.to_thread(self._record_and_note, results, chunk)
+            results = await on_the_network
+            trouble = _hopeless([result.outcome for result in results if result.started])
+            if trouble is not None:
+                unsent = [] if following is None else [_given_back(report) for report in following.to_send]
+                await asyncio.to_thread(self._record, [*results, *unsent])
+                raise trouble
+            chunk = following
+        await asyncio.to_thread(self._record, results)
+
+    def _record_and_note(self, results: list[AttemptResult], on_the_network: Chunk) -> Chunk | None:
+        self._record(results, still_leased=on_the_network.leased)
+        return self._note_next(on_the_network.last_id)
+
+    def _note_next(self, after_id: int) -> Chunk | None:
+        """Leases and notes the next chunk of the pass; None where there is no further one."""
+        while waiting := sending.waiting_reports(self._db, self._window, self._shard, after_id, self._settings.chunk_size):
+            after_id = waiting[-1][0]
+            wanted = [(report_id, to) for report_id, to in waiting if report_id not in self._done]
+            if not wanted:
+                continue
+            leased_until = time.monotonic() + self._settings.lease.total_seconds()
+            with self._db.transaction():
+                leased, holder_count = sending.lease_customers(self._db, [to for _, to in wanted], self._holder, self._settings.lease)
+                mine = [(report_id, to) for report_id, to in wanted if (to.customer_id, to.meter.event_name) in leased]
+                now = self._clock()
+                to_send, to_quarantine = _sort_out(sending.reports_to_send(self._db, mine), now)
+                sending.quarantine_reports(self._db, to_quarantine, now)
+                sending.note_attempts(self._db, to_send, now)
+            self._passed_over |= len(mine) < len(wanted)
+            self._done.update(report_id for report_id, _ in mine)
+            return Chunk(to_send, leased, leased_until, holder_count, after_id)
+        return None
+
+    def _record(self, results: list[AttemptResult], still_leased: set[tuple[str, str]] | None = None) -> None:
+        """Records outcomes and gives back the leases, except those that the chunk on the network needs."""
+        with self._db.transaction():
+            sending.record_outcomes(self._db, results, self._clock())
+            sending.release_leases(self._db, self._holder, still_leased or set())
+        given_back = {result.report_id for result in results if not result.started}
+        self._done -= given_back
+        self._passed_over |= bool(given_back)
+
+
+def _sort_out(reports: Sequence[SendableReport], now: datetime) -> tuple[list[SendableReport], dict[int, QuarantineReason]]:
+    """The reports to send, each with its event time, and why others must be quarantined. A report that is too old for a blind
+    resend, but may have arrived, is neither: it stays unresolved."""
+    to_send, to_quarantine = [], {}
+    used: defaultdict[tuple[str, str], list[datetime]] = defaultdict(list)
+    for report in reports:
+        event_time = report.event_time
+        if event_time is None:
+            used_here = used[report.destination.customer_id, report.destination.meter.event_name]
+            event_time = report.side.event_time([*report.used_event_times, *used_here])
+            used_here.append(event_time)
+        if metering.may_be_sent(report, event_time, report.may_have_arrived, now):
+            to_send.append(replace(report, event_time=event_time, first_attempted_at=report.first_attempted_at or now))
+        elif not report.may_have_arrived and (reason := metering.cannot_be_sent(report.token_count, event_time, now)):
+            to_quarantine[report.id] = reason
+    return to_send, to_quarantine
+
+
+def _given_back(report: SendableReport) -> AttemptResult:
+    """A noted attempt that nothing was written for."""
+    outcome = Undelivered("the push ended before it was sent", try_again=False)
+    return AttemptResult(report.id, report.attempt_count + 1, outcome, report.may_have_arrived, report.key_number, started=False)
+
+
+def _hopeless(outcomes: Sequence[Outcome]) -> StripeRefusesKey | StripeUnavailable | None:
+    """The error that ends the push where a whole chunk got no usable answer: the next one would get none either."""
+    troubles = [
+        outcome
+        for outcome in outcomes
+        if isinstance(outcome, Undelivered | Unresolved) and (outcome.try_again or outcome.http_status in KEY_REFUSED)
+    ]
+    if not troubles or len(troubles) < len(outcomes):
+        return None
+    for trouble in troubles:
+        if trouble.http_status in KEY_REFUSED:
+            return StripeRefusesKey(
+                "Stripe refused the secret key of connection `stripe_default`; put a valid key there and clear the task. "
+                f"Stripe said: {trouble.message}"
+            )
+    return StripeUnavailable(
+        f"Stripe (connection `stripe_default`) gave no usable answer to {len(troubles)} reports, for instance: {troubles[0].message}. "
+        "What has no known answer is sent again by the task's retries, under the same identifiers."
+    )
