@@ -1,6 +1,6 @@
 # Every target sets up what it needs by itself. No account, no Docker; root or not.
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down clean test check lint types imports docs bench lock
+.PHONY: help install demo up down clean test test-servers check lint types imports docs bench lock
 
 RUN := PYTHONPATH=include:plugins .venv/bin/python
 # What `make demo` bills; USAGE=file.csv[.gz] bills that file instead.
@@ -31,9 +31,12 @@ clean: down ## Remove everything the sandbox keeps
 	@echo "removed .sandbox"
 
 test: .venv/installed ## Run the tests
-	@$(RUN) -m pytest -n 2 --dist loadgroup
+	@$(RUN) -m pytest -n 2 --dist loadgroup -m "not slow"
 
-check: lint types imports docs test ## Everything that must be green: lint, types, imports, docs, tests
+test-servers: .venv/installed ## Run the tests that start Airflow's servers and a browser
+	@$(RUN) -m pytest -n 2 --dist loadgroup -m slow
+
+check: lint types imports docs test test-servers ## Everything that must be green: lint, types, imports, docs, all tests
 
 lint: .venv/installed
 	@.venv/bin/ruff check .

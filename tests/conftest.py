@@ -33,6 +33,7 @@ os.environ.clear()
 os.environ.update(_ENVIRONMENT, AIRFLOW__LOGGING__LOGGING_LEVEL="ERROR")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share servers run in the same process (`-n 2 --dist loadgroup`): those of a folder, and of a file in the larger ones."""
     for item in items:
@@ -59,7 +60,7 @@ def _simulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StripeSimul
     record = tmp_path_factory.mktemp("simulator") / "exchanges.jsonl"
     with StripeSimulator.start(record=record) as simulator:
         yield simulator
-    assert assert_recording_valid(record) > 0
+    assert_recording_valid(record)
 
 
 @pytest.fixture

@@ -156,7 +156,8 @@ def test_the_operators_connections_and_settings_reach_every_airflow_service(comp
     handed_on = {name for name, value in compose["x-airflow"]["environment"].items() if value is None}
     prices = {f"STRIPE_PRICE_ID_{plan}" for plan in ("SOLO", "TEAM", "ENTERPRISE", "MANAGED_AI_BUNDLED", "MANAGED_AI_PURE")}
     connections = {"AIRFLOW_CONN_BILLING_DB", "AIRFLOW_CONN_STRIPE_DEFAULT", "AIRFLOW_CONN_ALERTS"}
-    assert handed_on == connections | prices | {"STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET"}
+    speeds = {f"BILLING_{name}" for name in ("STRIPE_CALLS_PER_SECOND", "STRIPE_READS_PER_SECOND", "PUSH_CONCURRENCY", "LEASE_SECONDS")}
+    assert handed_on == connections | prices | speeds | {"STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET"}
 
 
 def test_the_example_env_file_names_every_variable_and_fills_in_none_that_is_secret():
@@ -184,7 +185,7 @@ for name in sorted(os.environ):
 def test_the_image_has_the_airflow_and_python_that_the_lock_was_made_for():
     airflow, python = re.search(r"^FROM apache/airflow:slim-([\d.]+)-python([\d.]+)$", DOCKERFILE, re.M).groups()
     assert airflow == pinned("apache-airflow")
-    assert python == re.search(r"--python-version ([\d.]+)", REQUIREMENTS)[1]
+    assert python == re.search(r"--python-version ([\d.]+)", (ROOT / "Makefile").read_text())[1]
 
 
 def test_the_image_installs_only_what_the_lock_pins_by_hash():

@@ -49,8 +49,8 @@ FROM (
 WHERE report.id = unlinked.id AND unlinked.reason IS NOT NULL AND report.state = 'frozen' AND report.attempt_count = 0
 
 -- name: reports_to_read_back
--- Reports that may have arrived but are too old to be resent, with what the minute holds of other reports of theirs: their tokens
--- that Stripe has, and whether some of them are in doubt themselves.
+-- Reports that may have arrived but are too old to be resent, and what their minute holds of their customers' other reports.
+-- That is: the tokens that Stripe has, and whether some of those reports are in doubt themselves.
 SELECT report.id, report.tenant_id, report.side_start, report.side_end, report.revision, report.generation, report.token_count,
        report.customer_id, report.meter_id, date_trunc('minute', report.event_time, 'UTC'), report.absent_since,
        coalesce(sum(other.token_count) FILTER (WHERE other.state IN ('accepted', 'billed')), 0)::bigint,
