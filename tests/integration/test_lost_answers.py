@@ -102,6 +102,16 @@ def test_a_refused_report_is_rejected_and_the_others_are_billed(world: World, ne
     assert all(one.holds for one in world.conservation())
 
 
+def test_whatever_stripe_says_can_be_recorded(world: World, network: UnreliableNetwork) -> None:
+    """NUL, half a surrogate pair, a very long message: the outcome is written down all the same."""
+    said = {"type": "invalid_request_error", "message": "nul \0 half \ud800 long " + "x" * 100_000}
+    network.troubles.append({"status": 400, "error": said})
+    world.freeze()
+    with pytest.raises(ReportsLeftOver, match="rejected"):
+        world.push()
+    assert world.states() == {"a": "rejected"}
+
+
 def test_a_refusal_after_an_unknown_attempt_is_no_rejection(world: World, network: UnreliableNetwork) -> None:
     """The first request may have arrived: only Stripe's own figures can tell."""
     network.troubles.extend(["answer lost", NO_METER])

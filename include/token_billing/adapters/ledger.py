@@ -131,7 +131,8 @@ def last_fence(db: Connection, window: Window) -> tuple[int, str] | None:
 def unfrozen_totals(db: Connection, window: Window, last_snapshot: str | None) -> list[UsageTotal]:
     """What no fence of the window has seen, per tenant; the whole window is one side."""
     bounds = {"window_start": window.start, "window_end": window.end, "last_snapshot": last_snapshot}
-    return [UsageTotal(tenant, window.whole, rows, tokens) for tenant, rows, tokens in db.execute(FREEZE["unfrozen_totals"], bounds)]
+    whole = window.whole
+    return [UsageTotal(tenant, whole, rows, tokens) for tenant, rows, tokens in db.execute(FREEZE["unfrozen_totals"], bounds)]
 
 
 def set_fence(db: Connection, window: Window, revision: int, now: datetime) -> None:

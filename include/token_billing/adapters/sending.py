@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
+from psycopg.types.json import Jsonb
+
 from token_billing.adapters.database import Connection
 from token_billing.adapters.queries import queries
 from token_billing.model import (
@@ -163,19 +165,19 @@ def reports_to_send(db: Connection, wanted: Sequence[tuple[int, Destination]]) -
 
 def note_attempts(db: Connection, reports: Sequence[SendableReport], now: datetime) -> None:
     """Writes down that the reports, each with its event time, may have been sent from now on."""
-    db.execute(
-        PUSH["note_attempts"],
+    attempts = [
         {
-            "now": now,
-            "ids": [report.id for report in reports],
-            "may_have_arrived": [report.may_have_arrived for report in reports],
-            "customer_ids": [report.destination.customer_id for report in reports],
-            "usage_item_ids": [report.destination.usage_item_id for report in reports],
-            "meter_ids": [report.destination.meter.id for report in reports],
-            "event_names": [report.destination.meter.event_name for report in reports],
-            "event_times": [report.event_time for report in reports],
-        },
-    )
+            "id": report.id,
+            "may_have_arrived": report.may_have_arrived,
+            "customer_id": report.destination.customer_id,
+            "usage_item_id": report.destination.usage_item_id,
+            "meter_id": report.destination.meter.id,
+            "event_name": report.destination.meter.event_name,
+            "event_time": report.event_time and report.event_time.isoformat(),
+        }
+        for report in reports
+    ]
+    db.execute(PUSH["note_attempts"], {"now": now, "attempts": Jsonb(attempts)})
 
 
 def quarantine_reports(db: Connection, reasons: dict[int, QuarantineReason], now: datetime) -> int:
@@ -186,20 +188,25 @@ def quarantine_reports(db: Connection, reasons: dict[int, QuarantineReason], now
 
 def record_outcomes(db: Connection, results: Sequence[AttemptResult], now: datetime) -> None:
     """Writes down how attempts ended."""
-    db.execute(
-        PUSH["record_outcomes"],
+    outcomes = [
         {
-            "now": now,
-            "ids": [result.report_id for result in results],
-            "attempts": [result.attempt for result in results],
-            "states": [_state_after(result) for result in results],
-            "outcomes": [type(result.outcome).__name__.lower() for result in results],
-            "may_have_arrived": [result.may_have_arrived for result in results],
-            "key_numbers": [result.key_number for result in results],
-            "http_statuses": [getattr(result.outcome, "http_status", None) for result in results],
-            "messages": [getattr(result.outcome, "message", None) for result in results],
-        },
-    )
+            "id": result.report_id,
+            "attempt": result.attempt,
+            "state": _state_after(result),
+            "outcome": type(result.outcome).__name__.lower(),
+            "may_have_arrived": result.may_have_arrived,
+            "key_number": result.key_number,
+            "http_status": getattr(result.outcome, "http_status", None),
+            "message": _storable(getattr(result.outcome, "message", None)),
+        }
+        for result in results
+    ]
+    db.execute(PUSH["record_outcomes"], {"now": now, "outcomes": Jsonb(outcomes)})
+
+
+def _storable(message: str | None) -> str | None:
+    """Postgres keeps neither NUL nor half a surrogate pair; whatever answers for Stripe may send both."""
+    return message and message.encode("utf-8", "replace").decode().replace("\0", " ")
 
 
 def _state_after(result: AttemptResult) -> ReportState:

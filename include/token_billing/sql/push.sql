@@ -149,9 +149,8 @@ WITH noted AS (
         first_attempted_at = coalesce(report.first_attempted_at, %(now)s),
         customer_id = attempt.customer_id, usage_item_id = attempt.usage_item_id,
         meter_id = attempt.meter_id, event_name = attempt.event_name, event_time = attempt.event_time
-    FROM unnest(%(ids)s::bigint[], %(may_have_arrived)s::boolean[], %(customer_ids)s::text[], %(usage_item_ids)s::text[],
-                %(meter_ids)s::text[], %(event_names)s::text[], %(event_times)s::timestamptz[])
-         AS attempt (id, may_have_arrived, customer_id, usage_item_id, meter_id, event_name, event_time)
+    FROM jsonb_to_recordset(%(attempts)s::jsonb) AS attempt (
+        id bigint, may_have_arrived boolean, customer_id text, usage_item_id text, meter_id text, event_name text, event_time timestamptz)
     WHERE report.id = attempt.id
     RETURNING report.id, report.attempt_count, report.identifier
 )
@@ -169,9 +168,8 @@ WHERE report.id = aside.id AND NOT report.may_have_arrived
 -- Writes down how attempts ended. Only a holder's own attempt decides a state, but that Stripe has a report is true whoever learns it.
 WITH outcome AS (
     SELECT *
-    FROM unnest(%(ids)s::bigint[], %(attempts)s::integer[], %(states)s::text[], %(outcomes)s::text[], %(may_have_arrived)s::boolean[],
-                %(key_numbers)s::integer[], %(http_statuses)s::integer[], %(messages)s::text[])
-         AS ended (id, attempt, state, outcome, may_have_arrived, key_number, http_status, message)
+    FROM jsonb_to_recordset(%(outcomes)s::jsonb) AS ended (
+        id bigint, attempt integer, state text, outcome text, may_have_arrived boolean, key_number integer, http_status integer, message text)
 ), answered AS (
     UPDATE billing.push_attempt attempt
     SET answered_at = %(now)s, outcome = outcome.outcome, http_status = outcome.http_status, message = outcome.message
