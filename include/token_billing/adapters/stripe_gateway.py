@@ -197,4 +197,5 @@ def _seconds(retry_after: str | None) -> float | None:
 
 
 def _message(error: stripe.StripeError) -> str:
-    return error.user_message or str(error)
+    """What Stripe said, as far as a log line and a row should carry it."""
+    return (error.user_message or str(error))[:1000]
