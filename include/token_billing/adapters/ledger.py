@@ -93,7 +93,8 @@ def create(db: Connection, cut_over: datetime | None, now: datetime) -> None:
 
 
 def ensure_time_index(db: Connection) -> None:
-    """Sees to it that an hour of token_usage can be found without reading the whole table."""
+    """Sees to it that an hour of token_usage can be found without reading the whole table; inserts wait while it is built."""
+    db.execute(LEDGER["take_adoption_turn"])
     if db.execute(LEDGER["has_time_index"]).fetchone() == (False,):
         db.execute(LEDGER["add_time_index"])
 

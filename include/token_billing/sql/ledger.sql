@@ -55,6 +55,11 @@ SELECT EXISTS (
     WHERE indrelid = 'token_usage'::regclass AND attname = 'created_at' AND indpred IS NULL AND indisvalid
 )
 
+-- name: take_adoption_turn
+-- Of several adoptions at once, one looks for the index and makes it.
+SELECT pg_advisory_xact_lock(hashtext('token_billing.adopt'))
+
 -- name: add_time_index
 -- A block-range index finds an hour in any table that grows with time, and costs the marking next to nothing.
-CREATE INDEX CONCURRENTLY IF NOT EXISTS token_usage_billing_time ON token_usage USING brin (created_at) WITH (pages_per_range = 32)
+-- Not CONCURRENTLY: two of those at once deadlock, and one that is killed leaves an invalid index behind.
+CREATE INDEX token_usage_billing_time ON token_usage USING brin (created_at) WITH (pages_per_range = 32)

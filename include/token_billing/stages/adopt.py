@@ -61,7 +61,8 @@ def adopt(connect: Connect, clock: Clock, cut_over: datetime | None = None) -> N
         pinned = ledger.identity(db)
         if start not in (None, pinned.cut_over):
             raise LedgerNotReady(f"this ledger was adopted with cut-over {pinned.cut_over}, which stands; leave --cut-over out")
-        ledger.ensure_time_index(db)
+        with db.transaction():
+            ledger.ensure_time_index(db)
         before = ledger.windows_before(db, pinned.cut_over) if pinned.cut_over else []
     for window in before:
         freeze(connect, window, clock)
