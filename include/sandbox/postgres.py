@@ -46,7 +46,7 @@ IMPOSSIBLE_PID = 2**31 - 2
 
 SETTINGS = {
     "max_connections": "200",  # Airflow's pools, the stages' workers and the tests' own connections
-    "shared_buffers": "128MB",
+    "shared_buffers": "512MB",
     "timezone": "UTC",  # a window is a UTC hour; initdb would take the machine's zone
     "log_timezone": "UTC",
 }

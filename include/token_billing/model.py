@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import NamedTuple
 
 from token_billing.windows import Side, Window
 
@@ -56,8 +57,7 @@ class LedgerIdentity:
     cut_over: datetime | None
 
 
-@dataclass(frozen=True)
-class Meter:
+class Meter(NamedTuple):
     """A billing meter that sums, and the payload keys under which its events carry the customer and the value."""
 
     id: str
@@ -76,8 +76,7 @@ class MeteredItem:
     problem: str | None = None
 
 
-@dataclass(frozen=True)
-class Destination:
+class Destination(NamedTuple):
     """Where a report goes, fixed for ever by its first attempt."""
 
     customer_id: str
@@ -95,8 +94,7 @@ class UsageTotal:
     token_count: int
 
 
-@dataclass(frozen=True)
-class SendableReport:
+class SendableReport(NamedTuple):
     """A report that may be sent now by the holder of its customer's lease.
 
     `first_attempted_at` and `may_have_arrived` tell of earlier attempts: whether there was one, and whether any of them has
@@ -105,8 +103,6 @@ class SendableReport:
     """
 
     id: int
-    tenant_id: str
-    window: Window
     side: Side
     identifier: str
     token_count: int
@@ -114,9 +110,9 @@ class SendableReport:
     attempt_count: int
     first_attempted_at: datetime | None
     may_have_arrived: bool
+    key_number: int
     event_time: datetime | None
     used_event_times: tuple[datetime, ...]
-    key_number: int
 
 
 @dataclass(frozen=True)
@@ -179,8 +175,7 @@ class Undelivered:
 Outcome = Accepted | Rejected | Unresolved | Undelivered
 
 
-@dataclass(frozen=True)
-class AttemptResult:
+class AttemptResult(NamedTuple):
     """How one noted attempt at one report ended; `may_have_arrived`: by this attempt or one before it. `started` is False
     where it was given back before anything was written to Stripe."""
 

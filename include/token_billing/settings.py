@@ -43,8 +43,9 @@ class PushSettings:
         )
 
 
-#: One mapped push task for so many reports, but never more than a few: a mapped task costs 0.2 to 0.4 s of scheduling.
-REPORTS_PER_SHARD = 2500
+#: One mapped push task for so many reports, which one process sends in two seconds, but never more than a few: a mapped task costs
+#: 0.2 to 0.4 s of scheduling, and all of them share one rate.
+REPORTS_PER_SHARD = 5000
 MOST_SHARDS = 4
 
 

@@ -70,7 +70,7 @@ def test_a_large_hour_is_pushed_in_a_few_shards(world: World, airflow: AirflowRu
     world.link(*customers)
     world.sql(
         "INSERT INTO tenants SELECT 't' || n, 'T', stripe_customer_id, stripe_subscription_id, stripe_usage_item_id "
-        "FROM generate_series(1, 2600) n JOIN tenants ON id = 'customer ' || n %% 40"
+        "FROM generate_series(1, 5100) n JOIN tenants ON id = 'customer ' || n %% 40"
     )
     world.sql(
         "INSERT INTO token_usage (tenant_id, model, input_tokens, output_tokens, created_at) SELECT id, 'm', 1, 1, %s FROM tenants",
@@ -79,8 +79,8 @@ def test_a_large_hour_is_pushed_in_a_few_shards(world: World, airflow: AirflowRu
     run = airflow.run(world.window.end)
     assert [instance.task_id for instance in run.get_task_instances()].count("push") == 2
     assert str(run.state) == "success"
-    assert sum(world.marked().values()) == 2640 * 2
-    assert sum(int(event["value"]) for event in world.simulator.meter_events()) == 2640 * 2
+    assert sum(world.marked().values()) == 5140 * 2
+    assert sum(int(event["value"]) for event in world.simulator.meter_events()) == 5140 * 2
 
 
 @pytest.mark.parametrize("trouble", ["wrong key", "unreachable"])

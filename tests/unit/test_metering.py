@@ -1,6 +1,5 @@
 """Identity, age and the meaning of Stripe's answers."""
 
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -28,8 +27,6 @@ NOW = WINDOW.end
 
 REPORT = SendableReport(
     id=1,
-    tenant_id="t",
-    window=WINDOW,
     side=WINDOW.whole,
     identifier="i",
     token_count=5,
@@ -140,7 +137,7 @@ def test_a_value_of_more_digits_than_stripe_counts_is_not_sent() -> None:
 
 def test_a_report_that_may_have_arrived_is_resent_only_while_stripe_surely_knows_its_identifier() -> None:
     """Twenty hours after its first attempt, not after its last."""
-    attempted = replace(REPORT, attempt_count=1, first_attempted_at=NOW)
+    attempted = REPORT._replace(attempt_count=1, first_attempted_at=NOW)
     before, after = NOW + timedelta(hours=19, minutes=59), NOW + timedelta(hours=20)
     assert metering.may_be_sent(attempted, WINDOW.start, True, before)
     assert not metering.may_be_sent(attempted, WINDOW.start, True, after)

@@ -1,14 +1,16 @@
 """Connections to the billing database, and what a transaction on one means."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
-from psycopg import IsolationLevel
+from psycopg import IsolationLevel, sql
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 Connection = psycopg.Connection[tuple[Any, ...]]
+Found = TypeVar("Found")
 
 #: Opens a new connection; the caller closes it.
 Connect = Callable[[], Connection]
@@ -41,3 +43,19 @@ def repeatable_read(connection: Connection) -> Iterator[None]:
             yield
     finally:
         connection.isolation_level = None
+
+
+@contextmanager
+def read_beside(connect: Connect, transaction: Connection, read: Callable[[Connection], Found]) -> Iterator[Future[Found]]:
+    """Reads on a second connection while the block goes on with the first: on what the REPEATABLE READ transaction saw at its
+    first query, without what it has written itself."""
+    (snapshot,) = transaction.execute("SELECT pg_export_snapshot()").fetchone() or ()
+
+    def read_snapshot() -> Found:
+        with session(connect) as reader, repeatable_read(reader):
+            reader.execute(sql.SQL("SET TRANSACTION SNAPSHOT {}").format(snapshot))
+            reader.execute("SET LOCAL max_parallel_workers_per_gather = 0")  # one core is enough beside the block's own
+            return read(reader)
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        yield thread.submit(read_snapshot)

@@ -178,16 +178,16 @@ def accepted_revisions(db: Connection, window: Window) -> list[dict[str, Any]]:
 
 def lock_accepted(db: Connection, revision: dict[str, Any]) -> None:
     """Keeps two runs from marking the same reports at once."""
-    db.execute(MARK["join_by_hash"])
     db.execute(MARK["lock_accepted"], revision)
 
 
 def disagreements(db: Connection, revision: dict[str, Any]) -> list[Disagreement]:
     """The revision's accepted reports whose rows are no longer what was frozen."""
+    db.execute(MARK["join_by_hash"])
     return [Disagreement(*row) for row in db.execute(MARK["disagreements"], revision)]
 
 
-def mark_rows(db: Connection, revision: dict[str, Any], disagreeing: Sequence[Disagreement]) -> int:
+def mark_rows(db: Connection, revision: dict[str, Any], disagreeing: Sequence[Disagreement] = ()) -> int:
     """Flips the rows of the revision's accepted reports but the disagreeing ones; returns how many rows."""
     all_accepted, held_rows = db.execute(MARK["whole_revision"], revision).fetchone() or (False, 0)
     if all_accepted and not disagreeing:
@@ -195,6 +195,7 @@ def mark_rows(db: Connection, revision: dict[str, Any], disagreeing: Sequence[Di
             if db.execute(MARK["mark_all_rows"], revision).rowcount == held_rows:
                 return int(held_rows)
             raise psycopg.Rollback(savepoint)  # the fence sees rows that are in no report: only those in one are marked
+    db.execute(MARK["join_by_hash"])
     return db.execute(MARK["mark_rows"], {**revision, "disagreeing_ids": [one.report_id for one in disagreeing]}).rowcount
 
 

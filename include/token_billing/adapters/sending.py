@@ -91,13 +91,10 @@ def begin_generation(db: Connection, report: DoubtfulReport, identifier: str, no
     db.execute(PUSH["begin_generation"], {"id": report.id, "generation": report.generation, "identifier": identifier, "now": now})
 
 
-def waiting_reports(db: Connection, window: Window, shard: Shard, after_id: int, limit: int) -> list[tuple[int, Destination]]:
-    """The shard's next reports that want sending, by id, and where each would go."""
-    parameters = {"window_start": window.start, "after_id": after_id, "limit": limit, **shard.parameters}
-    return [
-        (report_id, Destination(customer_id, usage_item_id, Meter(*meter)))
-        for report_id, customer_id, usage_item_id, *meter in db.execute(PUSH["waiting_reports"], parameters)
-    ]
+def waiting_reports(db: Connection, window: Window, shard: Shard) -> list[tuple[int, Destination]]:
+    """The shard's reports that want sending, by id, and where each would go."""
+    waiting = db.execute(PUSH["waiting_reports"], {"window_start": window.start, **shard.parameters})
+    return [(report_id, Destination(customer_id, item_id, Meter(*meter))) for report_id, customer_id, item_id, *meter in waiting]
 
 
 def lease_customers(db: Connection, destinations: Iterable[Destination], holder: str, lease: timedelta) -> tuple[set[tuple[str, str]], int]:
@@ -129,37 +126,12 @@ def reports_to_send(db: Connection, wanted: Sequence[tuple[int, Destination]]) -
         "customer_ids": [destination.customer_id for destination in destinations.values()],
         "event_names": [destination.meter.event_name for destination in destinations.values()],
     }
+    rows = db.execute(PUSH["reports_to_send"], parameters)
     return [
         SendableReport(
-            id=report_id,
-            tenant_id=tenant_id,
-            window=Window(window_start),
-            side=Side(side_start, side_end),
-            identifier=identifier,
-            token_count=token_count,
-            destination=destinations[report_id],
-            attempt_count=attempt_count,
-            first_attempted_at=first_attempted_at,
-            may_have_arrived=may_have_arrived,
-            event_time=event_time,
-            used_event_times=tuple(used),
-            key_number=key_number,
+            report_id, Side(start, end), identifier, tokens, destinations[report_id], attempts, first, arrived, key, event_time, tuple(used)
         )
-        for (
-            report_id,
-            tenant_id,
-            window_start,
-            side_start,
-            side_end,
-            identifier,
-            token_count,
-            attempt_count,
-            first_attempted_at,
-            may_have_arrived,
-            event_time,
-            key_number,
-            used,
-        ) in db.execute(PUSH["reports_to_send"], parameters)
+        for report_id, start, end, identifier, tokens, attempts, first, arrived, key, event_time, used in rows
     ]
 
 

@@ -85,7 +85,7 @@ SET state = 'frozen', generation = generation + 1, identifier = %(identifier)s, 
 WHERE id = %(id)s AND generation = %(generation)s AND state IN ('sending', 'unresolved')
 
 -- name: waiting_reports
--- The next reports of a shard that want sending, and where each would go: as first attempted, else as its tenant is linked now.
+-- The reports of a shard that want sending, and where each would go: as first attempted, else as its tenant is linked now.
 SELECT report.id, coalesce(report.customer_id, tenant.stripe_customer_id), coalesce(report.usage_item_id, item.usage_item_id),
        meter.meter_id, meter.event_name, meter.customer_payload_key, meter.value_payload_key
 FROM billing.usage_report report
@@ -96,9 +96,7 @@ WHERE report.window_start = %(window_start)s
   AND report.state IN ('frozen', 'sending', 'unresolved') AND report.token_count > 0
   AND (report.attempt_count > 0 OR tenant.stripe_customer_id <> '')
   AND (hashtextextended(report.tenant_id, 0) & 65535) %% %(shard_count)s = %(shard)s
-  AND report.id > %(after_id)s
 ORDER BY report.id
-LIMIT %(limit)s
 
 -- name: lease_customers
 -- Leases customers and meters to one holder, except those that another holder's living lease covers. Says how many hold any.
@@ -125,9 +123,9 @@ WHERE holder = %(holder)s::uuid
 
 -- name: reports_to_send
 -- The given reports as they stand now that their customers are leased, with the minutes their customers' other reports use.
-SELECT report.id, report.tenant_id, report.window_start, report.side_start, report.side_end, report.identifier, report.token_count,
+SELECT report.id, report.side_start, report.side_end, report.identifier, report.token_count,
        report.attempt_count, report.first_attempted_at, report.may_have_arrived OR report.state = 'sending',
-       report.event_time, report.key_number,
+       report.key_number, report.event_time,
        ARRAY(SELECT other.event_time
              FROM billing.usage_report other
              WHERE other.customer_id = wanted.customer_id AND other.event_name = wanted.event_name

@@ -23,6 +23,8 @@ class Delivery:
         self._clock = clock
         self._rate = settings.calls_per_second
         self._concurrency = settings.concurrency
+        self._slots = asyncio.Semaphore(settings.concurrency)
+        self._stopped = False
         self._timeout_s = timeout_s
         backoff = wait_exponential_jitter(multiplier=settings.backoff_s, max=5)
         self._retrying = AsyncRetrying(
@@ -44,7 +46,9 @@ class Delivery:
 
     async def send(self, reports: Sequence[SendableReport], leased_until: float, holder_count: int) -> list[AttemptResult]:
         """How each of the noted attempts ended. `leased_until`: on the monotonic clock, when the customers' leases end; no
-        request starts that could outlast them."""
+        request starts that could outlast them.
+
+        Two calls may overlap where they share no customer: as the first runs out of reports, its slots go to the second."""
         self._share_rate(holder_count)
         queues: defaultdict[tuple[str, str], list[SendableReport]] = defaultdict(list)
         for report in reports:
@@ -53,14 +57,19 @@ class Delivery:
         waiting, results = iter(queues.values()), list[AttemptResult]()
 
         async def work() -> None:
-            for queue in waiting:
-                for report in queue:
-                    results.append(await self._attempt(report, last_start))
+            async with self._slots:
+                for queue in waiting:
+                    for report in queue:
+                        results.append(await self._attempt(report, last_start))
 
         async with asyncio.TaskGroup() as workers:
             for _ in range(min(self._concurrency, len(queues))):
                 workers.create_task(work())
         return results
+
+    def stop(self) -> None:
+        """Nothing is begun any more; what was not begun ends undelivered."""
+        self._stopped = True
 
     async def _attempt(self, report: SendableReport, last_start: float) -> AttemptResult:
         may_have_arrived, key_number, started = report.may_have_arrived, report.key_number, False
@@ -70,6 +79,8 @@ class Delivery:
         async def request() -> Outcome:
             nonlocal may_have_arrived, key_number, started
             await self._limiter.acquire()
+            if self._stopped:
+                return Undelivered("the push ended before it was sent", try_again=False)
             if time.monotonic() > last_start:
                 return Undelivered("the lease on the customer was running out", try_again=False)
             if not metering.may_be_sent(report, event_time, may_have_arrived, self._clock()):

@@ -1,10 +1,13 @@
 """mark_billed: the rows of accepted reports become billed, if they still are what was frozen."""
 
 import logging
+from functools import partial
 from typing import Any
 
+import psycopg
+
 from token_billing.adapters import ledger
-from token_billing.adapters.database import Connect, Connection, repeatable_read, retry_serialization, session
+from token_billing.adapters.database import Connect, Connection, read_beside, repeatable_read, retry_serialization, session
 from token_billing.errors import ReportsDisagree
 from token_billing.model import Clock, Disagreement, MarkedWindow
 from token_billing.windows import Window
@@ -22,7 +25,7 @@ def mark_billed(connect: Connect, window: Window, clock: Clock) -> MarkedWindow:
     with session(connect) as db:
         ledger.identity(db)
         for revision in ledger.accepted_revisions(db, window):
-            reports, rows, differing = _mark_revision(db, revision, clock)
+            reports, rows, differing = _mark_revision(connect, db, revision, clock)
             report_count, row_count, disagreeing = report_count + reports, row_count + rows, disagreeing + differing
     log.info("window %s: %d rows of %d reports marked billed", window, row_count, report_count)
     if disagreeing:
@@ -37,11 +40,15 @@ def mark_billed(connect: Connect, window: Window, clock: Clock) -> MarkedWindow:
 
 
 @retry_serialization
-def _mark_revision(db: Connection, revision: dict[str, Any], clock: Clock) -> tuple[int, int, list[Disagreement]]:
+def _mark_revision(connect: Connect, db: Connection, revision: dict[str, Any], clock: Clock) -> tuple[int, int, list[Disagreement]]:
     with repeatable_read(db):
         ledger.lock_accepted(db, revision)
-        disagreeing = ledger.disagreements(db, revision)
-        marked_rows = ledger.mark_rows(db, revision, disagreeing)
+        with read_beside(connect, db, partial(ledger.disagreements, revision=revision)) as comparison, db.transaction() as savepoint:
+            marked_rows = ledger.mark_rows(db, revision)
+            if comparison.result():
+                raise psycopg.Rollback(savepoint)
+        if disagreeing := comparison.result():
+            marked_rows = ledger.mark_rows(db, revision, disagreeing)
         report_count, held_rows = ledger.mark_reports(db, revision, disagreeing, clock())
         if marked_rows != held_rows:
             raise AssertionError(f"{marked_rows} rows marked for reports that hold {held_rows}; nothing was committed")

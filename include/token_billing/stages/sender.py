@@ -1,14 +1,15 @@
 """Sending a shard's open reports in chunks: lease and note (commit) → send → record (commit).
 
 While one chunk is on the network, the database is busy with its neighbours: what became of the one before is recorded, the one
-after is noted. No two are ever on the network at once."""
+after is noted. That one follows as the first runs out, or after it where they share a customer."""
 
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from uuid import uuid4
 
 from token_billing import metering
@@ -18,6 +19,7 @@ from token_billing.errors import StripeRefusesKey, StripeUnavailable
 from token_billing.model import (
     AttemptResult,
     Clock,
+    Destination,
     Outcome,
     QuarantineReason,
     SendableReport,
@@ -33,15 +35,18 @@ from token_billing.windows import Window
 KEY_REFUSED = (401, 403)
 
 
+#: A report's id, and where it would go.
+Waiting = tuple[int, Destination]
+
+
 @dataclass(frozen=True)
 class Chunk:
-    """Reports whose attempts are noted and whose customers are leased until then (monotonic clock). `last_id`: where the pass goes on."""
+    """Reports whose attempts are noted and whose customers are leased until then (monotonic clock)."""
 
     to_send: list[SendableReport]
     leased: set[tuple[str, str]]
     leased_until: float
     holder_count: int
-    last_id: int
 
 
 class Sender:
@@ -73,42 +78,50 @@ class Sender:
 
     async def _pass_through(self) -> None:
         results: list[AttemptResult] = []
-        chunk = await asyncio.to_thread(self._note_next, 0)
+        waiting = iter(sending.waiting_reports(self._db, self._window, self._shard))
+        chunk = await asyncio.to_thread(self._note_next, waiting)
+        on_the_network = self._start_sending(chunk)
         while chunk is not None:
-            on_the_network = asyncio.create_task(self._delivery.send(chunk.to_send, chunk.leased_until, chunk.holder_count))
-            following = await asyncio.to_thread(self._record_and_note, results, chunk)
+            following = await asyncio.to_thread(self._record_and_note, results, chunk, waiting)
+            if following is not None and following.leased & chunk.leased:  # one call at a time per customer
+                await asyncio.wait([on_the_network])
+            next_on_the_network = self._start_sending(following)
             results = await on_the_network
             trouble = _hopeless([result.outcome for result in results if result.started])
             if trouble is not None:
-                unsent = [] if following is None else [_given_back(report) for report in following.to_send]
-                await asyncio.to_thread(self._record, [*results, *unsent])
+                self._delivery.stop()
+                await asyncio.to_thread(self._record, results + await next_on_the_network)
                 raise trouble
-            chunk = following
+            chunk, on_the_network = following, next_on_the_network
         await asyncio.to_thread(self._record, results)
 
-    def _record_and_note(self, results: list[AttemptResult], on_the_network: Chunk) -> Chunk | None:
-        self._record(results, still_leased=on_the_network.leased)
-        return self._note_next(on_the_network.last_id)
+    def _start_sending(self, chunk: Chunk | None) -> asyncio.Task[list[AttemptResult]]:
+        if chunk is None:
+            return asyncio.create_task(_nothing())
+        return asyncio.create_task(self._delivery.send(chunk.to_send, chunk.leased_until, chunk.holder_count))
 
-    def _note_next(self, after_id: int) -> Chunk | None:
+    def _record_and_note(self, results: list[AttemptResult], on_the_network: Chunk, waiting: Iterator[Waiting]) -> Chunk | None:
+        self._record(results, still_leased=on_the_network.leased)
+        return self._note_next(waiting)
+
+    def _note_next(self, waiting: Iterator[Waiting]) -> Chunk | None:
         """Leases and notes the next chunk of the pass; None where there is no further one."""
-        while waiting := sending.waiting_reports(self._db, self._window, self._shard, after_id, self._settings.chunk_size):
-            after_id = waiting[-1][0]
-            wanted = [(report_id, to) for report_id, to in waiting if report_id not in self._done]
-            if not wanted:
-                continue
-            leased_until = time.monotonic() + self._settings.lease.total_seconds()
-            with self._db.transaction():
-                leased, holder_count = sending.lease_customers(self._db, [to for _, to in wanted], self._holder, self._settings.lease)
-                mine = [(report_id, to) for report_id, to in wanted if (to.customer_id, to.meter.event_name) in leased]
-                now = self._clock()
-                to_send, to_quarantine = _sort_out(sending.reports_to_send(self._db, mine), now)
+        fresh = ((report_id, to) for report_id, to in waiting if report_id not in self._done)
+        wanted = list(islice(fresh, self._settings.chunk_size))
+        if not wanted:
+            return None
+        leased_until = time.monotonic() + self._settings.lease.total_seconds()
+        with self._db.transaction():
+            leased, holder_count = sending.lease_customers(self._db, [to for _, to in wanted], self._holder, self._settings.lease)
+            mine = [(report_id, to) for report_id, to in wanted if (to.customer_id, to.meter.event_name) in leased]
+            now = self._clock()
+            to_send, to_quarantine = _sort_out(sending.reports_to_send(self._db, mine), now)
+            if to_quarantine:
                 sending.quarantine_reports(self._db, to_quarantine, now)
-                sending.note_attempts(self._db, to_send, now)
-            self._passed_over |= len(mine) < len(wanted)
-            self._done.update(report_id for report_id, _ in mine)
-            return Chunk(to_send, leased, leased_until, holder_count, after_id)
-        return None
+            sending.note_attempts(self._db, to_send, now)
+        self._passed_over |= len(mine) < len(wanted)
+        self._done.update(report_id for report_id, _ in mine)
+        return Chunk(to_send, leased, leased_until, holder_count)
 
     def _record(self, results: list[AttemptResult], still_leased: set[tuple[str, str]] | None = None) -> None:
         """Records outcomes and gives back the leases, except those that the chunk on the network needs."""
@@ -132,16 +145,14 @@ def _sort_out(reports: Sequence[SendableReport], now: datetime) -> tuple[list[Se
             event_time = report.side.event_time([*report.used_event_times, *used_here])
             used_here.append(event_time)
         if metering.may_be_sent(report, event_time, report.may_have_arrived, now):
-            to_send.append(replace(report, event_time=event_time, first_attempted_at=report.first_attempted_at or now))
+            to_send.append(report._replace(event_time=event_time, first_attempted_at=report.first_attempted_at or now))
         elif not report.may_have_arrived and (reason := metering.cannot_be_sent(report.token_count, event_time, now)):
             to_quarantine[report.id] = reason
     return to_send, to_quarantine
 
 
-def _given_back(report: SendableReport) -> AttemptResult:
-    """A noted attempt that nothing was written for."""
-    outcome = Undelivered("the push ended before it was sent", try_again=False)
-    return AttemptResult(report.id, report.attempt_count + 1, outcome, report.may_have_arrived, report.key_number, started=False)
+async def _nothing() -> list[AttemptResult]:
+    return []
 
 
 def _hopeless(outcomes: Sequence[Outcome]) -> StripeRefusesKey | StripeUnavailable | None:
