@@ -28,8 +28,8 @@ class PushSettings:
     @property
     def chunk_size(self) -> int:
         """Reports to lease, note and record together: what the rate can send well within one lease, and no more than so many that
-        noting the first and recording the last, when nothing is on the network, is short."""
-        return max(1, min(500, int(self.calls_per_second * self.lease.total_seconds() / 4)))
+        recording the last, when nothing is on the network any more, is short."""
+        return max(1, min(1000, int(self.calls_per_second * self.lease.total_seconds() / 4)))
 
     @classmethod
     def from_environment(cls, secret_key: str, environment: Mapping[str, str] = os.environ) -> "PushSettings":

@@ -31,9 +31,10 @@ def accept_zero_totals(db: Connection, window: Window, now: datetime) -> int:
     return db.execute(PUSH["accept_zero_totals"], {"window_start": window.start, "now": now}).rowcount
 
 
-def items_to_look_up(db: Connection, window: Window, shard: Shard) -> list[str]:
-    """Subscription items of the shard's tenants whose meter is not known yet."""
-    return [item for (item,) in db.execute(PUSH["items_to_look_up"], {"window_start": window.start, **shard.parameters})]
+def items_in_the_way(db: Connection, window: Window, shard: Shard) -> set[str | None]:
+    """Subscription items whose meter is not known, and None where a tenant has no item: with any of them, reports of the shard cannot
+    be sent yet."""
+    return {item for (item,) in db.execute(PUSH["items_in_the_way"], {"window_start": window.start, **shard.parameters})}
 
 
 def set_metered_items(db: Connection, items: Iterable[MeteredItem], now: datetime) -> None:

@@ -4,16 +4,15 @@ UPDATE billing.usage_report
 SET state = 'accepted', accepted_at = %(now)s
 WHERE window_start = %(window_start)s AND state = 'frozen' AND attempt_count = 0 AND token_count = 0
 
--- name: items_to_look_up
--- Subscription items that Stripe must be asked about before the shard's reports can be sent.
-SELECT DISTINCT tenant.stripe_usage_item_id
+-- name: items_in_the_way
+-- Why reports of the shard cannot be sent yet: subscription items that Stripe must be asked about, NULL for tenants that are not linked.
+SELECT DISTINCT CASE WHEN tenant.stripe_customer_id <> '' THEN nullif(tenant.stripe_usage_item_id, '') END
 FROM billing.usage_report report
-JOIN tenants tenant ON tenant.id = report.tenant_id
+LEFT JOIN tenants tenant ON tenant.id = report.tenant_id
 LEFT JOIN billing.metered_item item ON item.usage_item_id = tenant.stripe_usage_item_id AND item.problem IS NULL
 WHERE report.window_start = %(window_start)s AND report.state = 'frozen' AND report.attempt_count = 0 AND report.token_count > 0
   AND (hashtextextended(report.tenant_id, 0) & 65535) %% %(shard_count)s = %(shard)s
-  AND tenant.stripe_customer_id <> '' AND tenant.stripe_usage_item_id <> ''
-  AND item.usage_item_id IS NULL
+  AND (item.usage_item_id IS NULL OR coalesce(tenant.stripe_customer_id, '') = '')
 
 -- name: add_meter
 -- What Stripe said of a meter; nothing of it but its display name can change there.
@@ -189,7 +188,8 @@ WHERE report.id = outcome.id
 -- How many reports of a shard are in each state, with the last trouble that one of them met.
 SELECT report.state, count(*), max(attempt.message)
 FROM billing.usage_report report
-LEFT JOIN billing.push_attempt attempt ON attempt.report_id = report.id AND attempt.attempt = report.attempt_count
+LEFT JOIN billing.push_attempt attempt
+  ON attempt.report_id = report.id AND attempt.attempt = report.attempt_count AND report.state NOT IN ('accepted', 'billed')
 WHERE report.window_start = %(window_start)s
   AND (hashtextextended(report.tenant_id, 0) & 65535) %% %(shard_count)s = %(shard)s
 GROUP BY report.state

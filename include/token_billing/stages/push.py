@@ -3,6 +3,7 @@ while anything is on the network."""
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 from aiolimiter import AsyncLimiter
 
@@ -44,17 +45,17 @@ async def _push(connect: Connect, target: StripeTarget, window: Window, shard: S
         if any(state in OPEN for state in sending.shard_states(db, window, shard)):
             async with stripe_gateway(target) as stripe:
                 ledger.pin_account(db, await stripe.account(), clock())
-                await _look_up_items(db, stripe, window, shard, clock, settings)
-                sending.quarantine_unlinked(db, window, shard, clock())
+                if in_the_way := sending.items_in_the_way(db, window, shard):
+                    await _look_up_items(db, stripe, [item for item in in_the_way if item is not None], clock, settings)
+                    sending.quarantine_unlinked(db, window, shard, clock())
                 await read_back(db, stripe, identity, window, shard, clock)
                 await Sender(db, Delivery(stripe, clock, settings, target.timeout_s), window, shard, clock, settings).send_all()
         return _conclude(window, shard, sending.shard_states(db, window, shard))
 
 
-async def _look_up_items(db: Connection, stripe: StripeGateway, window: Window, shard: Shard, clock: Clock, settings: PushSettings) -> None:
+async def _look_up_items(db: Connection, stripe: StripeGateway, unknown: Sequence[str], clock: Clock, settings: PushSettings) -> None:
     """Asks Stripe, once for each subscription item, which meter its price is backed by."""
     reads = AsyncLimiter(settings.reads_per_second, 1)
-    unknown = sending.items_to_look_up(db, window, shard)
     for n in range(0, len(unknown), settings.concurrency):
         found = []
         for item in unknown[n : n + settings.concurrency]:

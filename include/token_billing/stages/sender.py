@@ -79,7 +79,8 @@ class Sender:
     async def _pass_through(self) -> None:
         results: list[AttemptResult] = []
         waiting = iter(sending.waiting_reports(self._db, self._window, self._shard))
-        chunk = await asyncio.to_thread(self._note_next, waiting)
+        # The first chunk is half as large: while it is noted, nothing is on the network.
+        chunk = await asyncio.to_thread(self._note_next, waiting, -(-self._settings.chunk_size // 2))
         on_the_network = self._start_sending(chunk)
         while chunk is not None:
             following = await asyncio.to_thread(self._record_and_note, results, chunk, waiting)
@@ -102,12 +103,12 @@ class Sender:
 
     def _record_and_note(self, results: list[AttemptResult], on_the_network: Chunk, waiting: Iterator[Waiting]) -> Chunk | None:
         self._record(results, still_leased=on_the_network.leased)
-        return self._note_next(waiting)
+        return self._note_next(waiting, self._settings.chunk_size)
 
-    def _note_next(self, waiting: Iterator[Waiting]) -> Chunk | None:
+    def _note_next(self, waiting: Iterator[Waiting], size: int) -> Chunk | None:
         """Leases and notes the next chunk of the pass; None where there is no further one."""
         fresh = ((report_id, to) for report_id, to in waiting if report_id not in self._done)
-        wanted = list(islice(fresh, self._settings.chunk_size))
+        wanted = list(islice(fresh, size))
         if not wanted:
             return None
         leased_until = time.monotonic() + self._settings.lease.total_seconds()
