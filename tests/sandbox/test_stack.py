@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import suppress
 from datetime import datetime
 
 import psutil
@@ -40,13 +41,14 @@ def test_usage_goes_on_arriving(stack: SandboxStack) -> None:
 
 
 def test_only_this_machine_reaches_the_sandbox(stack: SandboxStack) -> None:
-    processes = {pid for process in stack.processes() for pid in (process.pid, *(child.pid for child in process.children(recursive=True)))}
+    pids: set[int] = set()
+    for process in stack.processes():
+        with suppress(psutil.NoSuchProcess):  # tasks come and go
+            pids |= {process.pid, *(child.pid for child in process.children(recursive=True))}
     listening = [
         connection.laddr
-        for pid in processes
-        if psutil.pid_exists(pid)
-        for connection in psutil.Process(pid).net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN
+        for connection in psutil.net_connections("inet")
+        if connection.pid in pids and connection.status == psutil.CONN_LISTEN
     ]
     assert {address.ip for address in listening} == {"127.0.0.1"}
     assert len({address.port for address in listening}) == 3  # Airflow, PostgreSQL, the simulator
