@@ -5,20 +5,20 @@ Bills one UTC hour of token usage, every hour: what `token_usage` holds for the 
 tenant, each report is sent to Stripe exactly once, and the rows of accepted reports are marked billed.
 
 1. **freeze** – fixes which rows belong to which report; nothing is sent yet.
-2. **push** – sends the reports, large hours in a few shards. Skipped where nothing is left to send.
+2. **push** – sends the reports, large hours in a few shards. Skipped where nothing is left to send, and while sending is paused.
 3. **mark_billed** – marks the rows of every accepted report, also when some push failed.
 4. **check_conservation** – the tokens of the rows are the sum of what is billed, pending and quarantined, or the run fails.
 
 A run bills its data interval. Running it again – retry, clear, backfill, by hand, at the same time – is safe: what is billed
-is not billed twice, and usage that arrived late is billed as the next revision. When a task fails, its message says the
-next step; clearing it goes on from where it stopped.
+is not billed twice, and usage that arrived late is billed as the next revision. What comes after the run is `report_late_usage`'s
+to bill. When a task fails, its message says the next step; clearing it goes on from where it stopped.
 """
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from airflow.sdk import CronDataIntervalTimetable, TriggerRule, dag, get_current_context, task
 
-from billing_airflow.policy import RETRY_WHAT_TIME_CAN_HEAL
+from billing_airflow.policy import TASK_DEFAULTS
 
 
 @dag(
@@ -28,15 +28,7 @@ from billing_airflow.policy import RETRY_WHAT_TIME_CAN_HEAL
     max_active_runs=4,
     doc_md=__doc__,
     tags=["billing", "stripe"],
-    default_args={
-        "owner": "billing",
-        "retries": 4,
-        "retry_delay": timedelta(seconds=90),
-        "retry_exponential_backoff": True,
-        "max_retry_delay": timedelta(minutes=20),
-        "retry_policy": RETRY_WHAT_TIME_CAN_HEAL,
-        "execution_timeout": timedelta(minutes=50),
-    },
+    default_args=TASK_DEFAULTS,
 )
 def report_usage() -> None:
     @task
@@ -44,28 +36,28 @@ def report_usage() -> None:
         """The shards to push, as [number, count]."""
         from billing_airflow import stages
 
-        return stages.freeze(get_current_context())
+        return stages.freeze(stages.run_window(get_current_context()))
 
     @task(multiple_outputs=False, map_index_template="shard {{ task.op_kwargs['shard'][0] + 1 }} of {{ task.op_kwargs['shard'][1] }}")
     def push(shard: list[int]) -> dict[str, int]:
         """Reports by the state they are left in."""
         from billing_airflow import stages
 
-        return stages.push(get_current_context(), shard)
+        return stages.push(stages.run_window(get_current_context()), shard)
 
     @task(multiple_outputs=False, trigger_rule=TriggerRule.ALL_DONE)
     def mark_billed() -> dict[str, int]:
         """Reports and rows marked."""
         from billing_airflow import stages
 
-        return stages.mark_billed(get_current_context())
+        return stages.mark_billed(stages.run_window(get_current_context()))
 
     @task(multiple_outputs=False, trigger_rule=TriggerRule.NONE_FAILED)
     def check_conservation() -> dict[str, int]:
         """The hour's tokens by what became of them."""
         from billing_airflow import stages
 
-        return stages.check_conservation(get_current_context())
+        return stages.check_conservation(stages.run_window(get_current_context()))
 
     pushed = push.expand(shard=freeze())
     pushed >> mark_billed() >> (checked := check_conservation())

@@ -41,8 +41,24 @@ class ReportsLeftOver(BillingError):
     """Some reports of the window have no accepted answer yet; what is accepted stays accepted, a later try sends the rest."""
 
 
+class SendingPaused(BillingError):
+    """Somebody paused all sending: nothing was sent, and nothing is lost by waiting."""
+
+
+class DecisionRefused(OperatorNeeded):
+    """The report is not held, or somebody has decided about it already."""
+
+
+class PauseRefused(OperatorNeeded):
+    """Sending is paused already, or is not paused."""
+
+
 class ReportsDisagree(OperatorNeeded):
     """Rows changed or vanished after they were frozen: the report and its rows no longer agree."""
+
+
+class NotRevocable(OperatorNeeded):
+    """The report is not one that Stripe has accepted, or not under that identifier any more."""
 
 
 class ConservationBroken(OperatorNeeded):

@@ -35,6 +35,8 @@ class QuarantineReason(StrEnum):
     TOO_OLD = "older_than_35_days"
     TOO_MANY_DIGITS = "too_many_digits"
     BEFORE_ADOPTION = "before_adoption"
+    REFUSED_AT_GATE = "refused_at_gate"
+    DISOWNED = "disowned"
 
 
 @dataclass(frozen=True)
@@ -273,6 +275,59 @@ class MarkedWindow:
     row_count: int
 
 
+class RevocationCause(StrEnum):
+    """What proved that Stripe disowned a report."""
+
+    ERROR_REPORT = "error_report"
+    SETTLED_SUMMARY = "settled_summary"
+    OPERATOR = "operator"
+
+
+@dataclass(frozen=True)
+class Disowned:
+    """What is known of a report that Stripe disowned. `evidence`: Stripe's own code and message, or the summary's figures.
+    `identifier`: the one that was disowned, so that news that comes twice does not disown what was sent since; None: the current one."""
+
+    report_id: int
+    cause: RevocationCause
+    evidence: str
+    identifier: str | None = None
+
+
+@dataclass(frozen=True)
+class RevocableReport:
+    """A report locked for its revocation, and the fences that say which rows it holds."""
+
+    id: int
+    tenant_id: str
+    window: Window
+    side: Side
+    revision: int
+    generation: int
+    identifier: str
+    state: ReportState
+    attempt_count: int
+    row_count: int
+    token_count: int
+    event_time: datetime
+    snapshot: str
+    earlier_snapshot: str | None
+
+    @property
+    def was_billed(self) -> bool:
+        """Whether its rows are marked."""
+        return self.state == ReportState.BILLED
+
+
+@dataclass(frozen=True)
+class Revocation:
+    """A report as it was before it was revoked, the identifier it has now, and why it is quarantined (None: it will be sent)."""
+
+    report: RevocableReport
+    identifier: str
+    reason: QuarantineReason | None
+
+
 @dataclass(frozen=True)
 class Conservation:
     """The conservation law for one tenant and window, in tokens: `row_tokens` must be the sum of the other four, and the
@@ -295,3 +350,16 @@ class Conservation:
     def holds_beside_another_job(self) -> bool:
         """The law where another job billed some of the rows, as it did before the cut-over hour."""
         return self.row_tokens == self.marked_tokens + self.pending_tokens + self.unfrozen_tokens + self.quarantined_tokens
+
+
+@dataclass(frozen=True)
+class HeldReport:
+    """A report that waits for a person's decision. `token_count` is what the tenant's whole hour came to, `limit_tokens` what the
+    gate allows."""
+
+    report_id: int
+    tenant_id: str
+    window: Window
+    reason: str
+    token_count: int
+    limit_tokens: int

@@ -12,6 +12,25 @@ from token_billing.targets import is_live
 
 
 @dataclass(frozen=True)
+class Gates:
+    """What a tenant's hour may come to before a person is asked; None is no gate."""
+
+    #: Tokens in all.
+    largest_total: int | None = None
+    #: Times the tenant's largest hour of the four weeks before; a tenant with less than a day of billed hours is not judged by it.
+    multiple_of_history: float | None = None
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Gates":
+        """Raises OperatorNeeded for a value that is not a positive number."""
+        total, multiple = "BILLING_GATE_TOKENS", "BILLING_GATE_TIMES_HISTORY"
+        return cls(
+            largest_total=int(_positive(environment, total, 0)) if environment.get(total) else None,
+            multiple_of_history=_positive(environment, multiple, 0) if environment.get(multiple) else None,
+        )
+
+
+@dataclass(frozen=True)
 class PushSettings:
     """How fast, how many at once and how long. Stripe takes 1,000 meter events/s in live mode; in a test account they count
     in its basic limit of 25 calls/s, as reads of one endpoint do everywhere (docs.stripe.com/rate-limits): the defaults leave
@@ -24,12 +43,14 @@ class PushSettings:
     tries: int = 5
     backoff_s: float = 0.2
     lease: timedelta = timedelta(seconds=60)
+    largest_chunk: int = 1000
+    gates: Gates = Gates()
 
     @property
     def chunk_size(self) -> int:
         """Reports to lease, note and record together: what the rate can send well within one lease, and no more than so many that
         recording the last, when nothing is on the network any more, is short."""
-        return max(1, min(1000, int(self.calls_per_second * self.lease.total_seconds() / 4)))
+        return max(1, min(self.largest_chunk, int(self.calls_per_second * self.lease.total_seconds() / 4)))
 
     @classmethod
     def from_environment(cls, secret_key: str, environment: Mapping[str, str] = os.environ) -> "PushSettings":
@@ -40,6 +61,7 @@ class PushSettings:
             reads_per_second=_positive(environment, "BILLING_STRIPE_READS_PER_SECOND", cls.reads_per_second),
             concurrency=int(_positive(environment, "BILLING_PUSH_CONCURRENCY", cls.concurrency)),
             lease=timedelta(seconds=_positive(environment, "BILLING_LEASE_SECONDS", cls.lease.total_seconds())),
+            gates=Gates.from_environment(environment),
         )
 
 

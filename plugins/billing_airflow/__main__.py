@@ -1,7 +1,10 @@
 """Commands for operators, with the connections that the DAGs use: `python -m billing_airflow …`."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from getpass import getuser
 from typing import Annotated
 
 import typer
@@ -30,11 +33,86 @@ def adopt(
     from billing_airflow.connections import billing_clock, billing_db
     from token_billing.stages.adopt import adopt as run
 
+    with _refusals("not adopted"):
+        run(billing_db, billing_clock(), cut_over and cut_over.replace(tzinfo=UTC))
+
+
+@app.command()
+def pause(
+    reason: Annotated[str, typer.Option(help="Why; whoever finds a push skipped reads it.")],
+    by: Annotated[str, typer.Option(help="Who pauses.", default_factory=getuser)],
+) -> None:
+    """Pause all sending to Stripe. Freezing and marking go on, nothing is lost by waiting."""
+    from billing_airflow.connections import billing_clock, billing_db
+    from token_billing.stages.pause import pause_sending
+
+    with _refusals("not paused"):
+        pause_sending(billing_db, by, reason, billing_clock())
+
+
+@app.command()
+def resume(by: Annotated[str, typer.Option(help="Who resumes.", default_factory=getuser)]) -> None:
+    """Let pushes send again."""
+    from billing_airflow.connections import billing_clock, billing_db
+    from token_billing.stages.pause import resume_sending
+
+    with _refusals("not resumed"):
+        resume_sending(billing_db, by, billing_clock())
+
+
+@app.command()
+def revoke(
+    report_id: Annotated[int, typer.Argument(help="The report's id in billing.usage_report.")],
+    evidence: Annotated[str, typer.Option(help="How it is known that Stripe disowned it: Stripe's own code and message, for instance.")],
+    by: Annotated[str, typer.Option(help="Who revokes.", default_factory=getuser)],
+    quarantine: Annotated[bool, typer.Option("--quarantine", help="Keep it aside instead of sending it anew.")] = False,
+) -> None:
+    """Give back the rows of a report that Stripe accepted and disowned later, and send it anew under another identifier."""
+    from billing_airflow.connections import billing_clock, billing_db
+    from token_billing.model import Disowned, RevocationCause
+    from token_billing.stages.revoke import revoke as run
+
+    with _refusals("not revoked"):
+        disowned = Disowned(report_id, RevocationCause.OPERATOR, evidence)
+        run(billing_db, disowned, billing_clock(), revoked_by=by, resend=not quarantine)
+
+
+@app.command()
+def held() -> None:
+    """List the reports that wait for a decision before they are sent."""
+    from billing_airflow.connections import billing_db
+    from token_billing.stages.hold import held_reports
+
+    with _refusals("not listed"):
+        for one in held_reports(billing_db):
+            typer.echo(
+                f"report {one.report_id}: {one.tenant_id!r}, {one.window}, {one.token_count} tokens; {one.reason}, "
+                f"{one.limit_tokens} allowed"
+            )
+
+
+@app.command()
+def decide(
+    report_id: Annotated[int, typer.Argument(help="The held report.")],
+    approve: Annotated[bool, typer.Option("--approve/--refuse", help="Send it, or quarantine it.")],
+    by: Annotated[str, typer.Option(help="Who decides.", default_factory=getuser)],
+) -> None:
+    """Approve or refuse a held report."""
+    from billing_airflow.connections import billing_clock, billing_db
+    from token_billing.stages.hold import decide as run
+
+    with _refusals("not decided"):
+        run(billing_db, report_id, approve=approve, by=by, clock=billing_clock())
+
+
+@contextmanager
+def _refusals(what: str) -> Iterator[None]:
+    """A refusal ends the command with its message."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
-        run(billing_db, billing_clock(), cut_over and cut_over.replace(tzinfo=UTC))
+        yield
     except BillingError as refusal:
-        typer.secho(f"not adopted: {refusal}", fg=typer.colors.RED, err=True)
+        typer.secho(f"{what}: {refusal}", fg=typer.colors.RED, err=True)
         raise typer.Exit(1) from None
 
 

@@ -1,4 +1,6 @@
-"""What every DAG of the product shares: which failures time can heal."""
+"""What every DAG of the product shares: which failures time can heal, and how its tasks are tried again."""
+
+from datetime import timedelta
 
 from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
 
@@ -8,3 +10,14 @@ from token_billing.errors import OperatorNeeded
 RETRY_WHAT_TIME_CAN_HEAL = ExceptionRetryPolicy(
     rules=[RetryRule(exception=OperatorNeeded, action=RetryAction.FAIL, reason="somebody has to change something first")]
 )
+
+#: Tries for about an hour, which a passing trouble of Stripe's or of the database's seldom outlasts.
+TASK_DEFAULTS = {
+    "owner": "billing",
+    "retries": 4,
+    "retry_delay": timedelta(seconds=90),
+    "retry_exponential_backoff": True,
+    "max_retry_delay": timedelta(minutes=20),
+    "retry_policy": RETRY_WHAT_TIME_CAN_HEAL,
+    "execution_timeout": timedelta(minutes=50),
+}

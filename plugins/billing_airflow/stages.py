@@ -1,46 +1,94 @@
-"""The stages as Airflow tasks call them: the window from the run's data interval, the ways out from its connections, and counts
-back for XCom."""
+"""The stages as Airflow tasks call them: windows from runs or as text, the ways out from Airflow's connections, and counts back for
+XCom."""
+
+from datetime import datetime
+from typing import Any
 
 from airflow.sdk import Context
+from airflow.sdk.exceptions import AirflowSkipException
 
 from billing_airflow.connections import billing_clock, billing_db, stripe_target
+from token_billing.errors import SendingPaused
 from token_billing.model import Shard
 from token_billing.settings import PushSettings, shards_for
 from token_billing.stages import check_conservation as checking
 from token_billing.stages import freeze as freezing
+from token_billing.stages import hold, late_usage
 from token_billing.stages import mark_billed as marking
 from token_billing.stages import push as pushing
 from token_billing.stages.adopt import adopt_if_new
 from token_billing.windows import Window, window_of
 
 
-def freeze(context: Context) -> list[list[int]]:
-    """Freezes the run's window, in a database adopted now if none of it was billed before; returns the shards to push, as
+def run_window(context: Context) -> str:
+    """The start of the window that the run's data interval covers, as text for XCom."""
+    return window_of(context.get("data_interval_start"), context.get("data_interval_end")).start.isoformat()
+
+
+def late_windows() -> list[str]:
+    """The starts of the closed windows that hold something left to bill, in a database adopted now if none of it was billed before."""
+    clock = billing_clock()
+    adopt_if_new(billing_db, clock)
+    return [window.start.isoformat() for window in late_usage.late_windows(billing_db, clock)]
+
+
+def future_usage() -> dict[str, int]:
+    """Tokens by tenant that are dated in hours to come."""
+    return {tenant_id: tokens for tenant_id, (_, tokens) in late_usage.future_usage(billing_db, billing_clock()).items()}
+
+
+def freeze(window: str) -> list[list[int]]:
+    """Freezes the window, in a database adopted now if none of it was billed before; returns the shards to push, as
     [number, count]: none where nothing is left to send."""
     clock = billing_clock()
     adopt_if_new(billing_db, clock)
-    frozen = freezing.freeze(billing_db, _window(context), clock)
+    frozen = freezing.freeze(billing_db, _window(window), clock)
     return [[shard.number, shard.count] for shard in shards_for(frozen.pending_count)]
 
 
-def push(context: Context, shard: list[int]) -> dict[str, int]:
-    """Pushes one shard of the run's window; returns reports by state."""
+def push(window: str, shard: list[int]) -> dict[str, int]:
+    """Pushes one shard of the window; returns reports by state. Skipped while sending is paused."""
     target = stripe_target()
     settings = PushSettings.from_environment(target.secret_key)
-    pushed = pushing.push(billing_db, target, _window(context), Shard(*shard), billing_clock(), settings)
+    try:
+        pushed = pushing.push(billing_db, target, _window(window), Shard(*shard), billing_clock(), settings)
+    except SendingPaused as pause:
+        raise AirflowSkipException(str(pause)) from pause
     return {str(state): count for state, count in pushed.reports.items()}
 
 
-def mark_billed(context: Context) -> dict[str, int]:
+def questions_about_held() -> list[dict[str, Any]]:
+    """What to ask about the held reports that nobody is being asked about."""
+    return [
+        {
+            "report_id": held.report_id,
+            "subject": f"Bill {held.token_count:,} tokens to {held.tenant_id} for {held.window}?",
+            "body": (
+                f"The hour comes to **{held.token_count:,}** tokens; the gate `{held.reason}` lets {held.limit_tokens:,} through.\n\n"
+                f"*Approve* has report {held.report_id} sent to Stripe within the hour, *Refuse* quarantines it. Nothing else waits for it."
+            ),
+        }
+        for held in hold.take_questions(billing_db, billing_clock())
+    ]
+
+
+def decide(report_id: int, approve: bool, user: Any) -> str:
+    """Carries a person's decision out; `user` as Airflow tells who answered."""
+    by = str(user.get("name") or user.get("id") if isinstance(user, dict) else user or "somebody")
+    hold.decide(billing_db, report_id, approve=approve, by=by, clock=billing_clock())
+    return f"{'approved' if approve else 'refused'} by {by}"
+
+
+def mark_billed(window: str) -> dict[str, int]:
     """Marks the rows of the window's accepted reports; returns how many reports and rows."""
-    marked = marking.mark_billed(billing_db, _window(context), billing_clock())
+    marked = marking.mark_billed(billing_db, _window(window), billing_clock())
     return {"reports": marked.report_count, "rows": marked.row_count}
 
 
-def check_conservation(context: Context) -> dict[str, int]:
+def check_conservation(window: str) -> dict[str, int]:
     """The window's tokens by what became of them."""
-    return checking.check_conservation(billing_db, _window(context))
+    return checking.check_conservation(billing_db, _window(window))
 
 
-def _window(context: Context) -> Window:
-    return window_of(context.get("data_interval_start"), context.get("data_interval_end"))
+def _window(start: str) -> Window:
+    return Window(datetime.fromisoformat(start))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sandbox.airflow_runs import AirflowRuns
-from sandbox.environment import ROOT, SandboxServices, airflow_environment
+from sandbox.environment import ROOT
 from world import World, now
 
 
@@ -24,12 +24,7 @@ def runs() -> Iterator[AirflowRuns]:
 
 
 @pytest.fixture
-def airflow(world: World, runs: AirflowRuns, monkeypatch: pytest.MonkeyPatch) -> AirflowRuns:
-    """Airflow's connections lead to the world."""
-    services = SandboxServices(world.dsn, "postgresql://unused", world.simulator.base_url)
-    for name, value in airflow_environment(services, os.environ["AIRFLOW_HOME"], replayed=False).items():
-        if name.startswith(("AIRFLOW_CONN", "BILLING")):
-            monkeypatch.setenv(name, value)
+def airflow(airflow_connections: None, runs: AirflowRuns) -> AirflowRuns:
     return runs
 
 

@@ -139,7 +139,7 @@ def test_an_adoption_that_was_killed_half_way_is_finished_by_the_next(running: W
     """Between the migrations and the ledger's identity nothing may be billed."""
     adopt(running.connect, now, cut_over(running))
     with running.connect() as db:
-        db.execute("TRUNCATE billing.fence, billing.usage_report, billing.push_attempt, billing.discrepancy")
+        db.execute("TRUNCATE billing.fence, billing.usage_report, billing.push_attempt, billing.discrepancy CASCADE")
         db.execute("DELETE FROM billing.ledger")
     with pytest.raises(LedgerNotReady, match="not finished"):
         running.freeze()

@@ -3,6 +3,8 @@
 import psycopg
 import pytest
 
+from token_billing.model import Disowned, RevocationCause
+from token_billing.stages.revoke import revoke
 from world import World
 
 
@@ -121,6 +123,65 @@ def test_a_fence_and_the_ledgers_identity_stand(frozen: World, change: str) -> N
     """They say which rows a report holds and whose money it is."""
     with pytest.raises(psycopg.IntegrityError):
         frozen.sql(change)
+
+
+@pytest.fixture
+def revoked(frozen: World) -> World:
+    """The report is billed and was revoked once before."""
+    frozen.link("a")
+    frozen.bill()
+    disowned = Disowned(1, RevocationCause.OPERATOR, "evidence")
+    revoke(frozen.connect, disowned, frozen.clock, revoked_by="ann")
+    frozen.bill()
+    return frozen
+
+
+REVOCATION = (
+    "INSERT INTO billing.revocation SELECT 1, 1, identifier, 'operator', 'e', 1, 5, true, true, now(), 'ann' FROM billing.usage_report"
+)
+REVOKE = "UPDATE billing.usage_report SET state = 'revoked', billed_at = NULL"
+GO_ON = "UPDATE billing.usage_report SET state = 'frozen', accepted_at = NULL, generation = 2, identifier = 'third'"
+
+
+@pytest.mark.parametrize("steps", [(REVOKE, REVOCATION, GO_ON), (REVOCATION, REVOKE, GO_ON)])
+def test_a_whole_revocation_is_taken(revoked: World, steps: tuple[str, ...]) -> None:
+    """So that the refusals below are about what they say."""
+    revoked.sql(";".join(steps))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        REVOKE,
+        f"{REVOKE}; {REVOCATION}",
+        f"{REVOKE}; {GO_ON}",
+        f"{REVOKE}; {REVOCATION.replace('1, 5', '2, 5')}; {GO_ON}",
+        f"{REVOKE}; {REVOCATION.replace('1, 5', '1, 6')}; {GO_ON}",
+        f"{REVOKE}; {REVOCATION.replace('SELECT 1, 1, identifier', 'SELECT 1, 7, identifier')}; {GO_ON}",
+        f"{REVOKE}; {REVOCATION.replace('identifier', repr('i'))}; {GO_ON}",
+        f"{REVOKE}; {REVOCATION}; {GO_ON.replace('generation = 2', 'generation = 1')}",
+        f"{REVOKE}; {REVOCATION}; {GO_ON.replace('accepted_at = NULL, ', '')}",
+        f"{REVOKE}; {REVOCATION}; {GO_ON}, event_time = event_time + interval '1 minute'",
+        REVOCATION.replace("SELECT 1, 1", "SELECT 1, 0"),
+        REVOCATION.replace("SELECT 1, 1", "SELECT 2, 1"),
+        REVOCATION.replace("SELECT 1, 1", "SELECT 1, -1"),
+        REVOCATION.replace("'operator'", "'whim'"),
+        REVOCATION.replace("'e'", "' '"),
+        REVOCATION.replace("'e'", "NULL"),
+        REVOCATION.replace("'ann'", "''"),
+        REVOCATION.replace("1, 5", "0, 5"),
+        REVOCATION.replace("1, 5", "1, 0"),
+        "UPDATE billing.revocation SET evidence = 'better'",
+        "DELETE FROM billing.revocation",
+        "UPDATE billing.push_attempt SET outcome = 'disowned'; UPDATE billing.push_attempt SET outcome = 'accepted'",
+        "UPDATE billing.usage_report SET state = 'quarantined', quarantined_at = now(), quarantine_reason = 'disowned'",
+    ],
+)
+def test_half_a_revocation_is_refused(revoked: World, change: str) -> None:
+    """Nothing rests revoked; each revocation says once and for ever who took back which generation, and why; it goes on under a new
+    generation; what was disowned gets no other answer."""
+    with pytest.raises(psycopg.IntegrityError):
+        revoked.sql(change)
 
 
 @pytest.mark.parametrize(

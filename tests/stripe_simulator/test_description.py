@@ -18,7 +18,7 @@ from stripe_description import (
 )
 
 
-def every_route(billing, raw, now) -> list[tuple[str, str, dict]]:
+def every_route(billing, raw, simulator, now) -> list[tuple[str, str, dict]]:
     """A valid call of every endpoint, in an order that works."""
     meter, spare_meter = billing.meter(), billing.meter("spare")
     customer, spare = billing.customer(), billing.customer()
@@ -29,8 +29,12 @@ def every_route(billing, raw, now) -> list[tuple[str, str, dict]]:
     billing.send(customer, 1, now, "i")
     start = int(now.timestamp())
     third = billing.price()
+    billing.send(customer, 1, now, "disowned")
+    [report] = simulator.disown(["disowned"])
     return [
         ("GET", "/v1/account", {}),
+        ("GET", "/v2/core/events", {"object_id": meter, "types[]": "v1.billing.meter.error_report_triggered", "limit": 5}),
+        ("GET", f"/v2/core/events/{report}", {}),
         ("POST", "/v1/customers", {"name": "x", "metadata[a]": "b"}),
         ("GET", "/v1/customers", {"limit": 3}),
         ("GET", f"/v1/customers/{customer}", {"expand[]": "subscriptions"}),
@@ -73,7 +77,7 @@ def every_route(billing, raw, now) -> list[tuple[str, str, dict]]:
 
 def test_every_route_answers_as_stripe_describes(billing, raw, now, simulator, recording):
     """Each endpoint is called with good parameters; answers and parameters are validated here, not only by the fixture."""
-    calls = every_route(billing, raw, now)
+    calls = every_route(billing, raw, simulator, now)
     assert len(calls) == len(ENDPOINTS)
     begun_at = recording.stat().st_size
     for method, path, given in calls:

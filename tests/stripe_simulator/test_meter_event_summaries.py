@@ -28,6 +28,17 @@ def test_an_event_shows_only_after_the_delay(billing, now, pass_time, simulator)
     assert billing.total(meter, customer, *minute) == 25
 
 
+def test_the_delay_may_last_for_hours(billing, now, pass_time, simulator):
+    """Longer than an hourly billing cycle, and past the next midnight; it holds for events already received, too."""
+    meter, customer = billing.meter(), billing.customer()
+    billing.send(customer, 25, now)
+    simulator.settings(summary_delay_seconds=36 * 3600)
+    pass_time(hours=35, minutes=59, seconds=59)
+    assert billing.total(meter, customer, now, now + HOUR) == 0
+    pass_time(seconds=1)
+    assert billing.total(meter, customer, now, now + HOUR) == 25
+
+
 def test_the_delay_can_be_switched_off(billing, now, simulator):
     """With a delay of 0 an event shows at once."""
     assert simulator.settings(summary_delay_seconds=0)["summary_delay_seconds"] == 0

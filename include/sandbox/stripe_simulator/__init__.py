@@ -1,5 +1,7 @@
 """A stand-in for Stripe on one machine: usage-based billing, answered like Stripe would, held to Stripe's own API description.
 
+It breaks on demand: connections, answers, delays and second thoughts about meter events, one by one or by a seed (`faults`).
+
 It runs as a process of its own (`python -m sandbox.stripe_simulator`), keeps its own clock, and can be killed at any instant
 without forgetting what it has answered (`--state-dir`). Start one from Python with `process.StripeSimulator`.
 
@@ -7,8 +9,10 @@ Layers, each importing only those above it:
     clock, errors, form, params                      rules that know nothing of Stripe's objects
     meter_event_log, idempotency, journal, state     what is remembered; knows no HTTP
     pagination, expansion                            rules shared by all resources
+    faults                                           which requests meet trouble; knows no HTTP
     resources/                                       one module a resource: functions of (state, decoded parameters)
-    recording, gateway, control, application         HTTP
+    recording, broken_connection, delayed_delivery,
+    gateway, control, application                    HTTP
     __main__, process                                the process, and how others start it
 
 What Stripe does that nobody here has seen on a live account is marked "unverified" where it is decided.

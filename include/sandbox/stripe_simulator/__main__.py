@@ -18,6 +18,7 @@ from types import FrameType
 import uvicorn
 
 from sandbox.stripe_simulator.application import DEFAULT_API_KEY, create_application
+from sandbox.stripe_simulator.broken_connection import LendingProtocol
 from sandbox.stripe_simulator.clock import ClockRefusal, parse_clock, rfc3339
 from sandbox.stripe_simulator.journal import Journal, JournalError
 from sandbox.stripe_simulator.recording import Recorder
@@ -83,7 +84,7 @@ def serve(options: argparse.Namespace) -> None:
     config = uvicorn.Config(
         application,
         loop="uvloop",
-        http="httptools",
+        http=LendingProtocol,
         lifespan="off",
         access_log=False,
         log_level="warning",

@@ -31,7 +31,7 @@ def create_application(state: State, api_keys: frozenset[str] = frozenset({DEFAU
     gateway = Gateway(state, api_keys, recorder)
     for endpoint in ENDPOINTS:
         application.router.add_route(endpoint.path, _route(gateway, endpoint), methods=[endpoint.method])
-    for method, path, answer in Control(state).routes():
+    for method, path, answer in Control(state, gateway).routes():
         application.router.add_route(path, answer, methods=[method])
 
     async def unrecognized(request: Request, error: Exception) -> Response:

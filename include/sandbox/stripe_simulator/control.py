@@ -1,6 +1,6 @@
-"""The routes beside Stripe's: /simulator/…, where a test moves the clock, resets, and looks at what was received. No key is asked for.
+"""The routes beside Stripe's: /simulator/…, where a test moves the clock, resets, breaks things, and looks at what was received.
 
-Nothing but bad JSON is refused, and a clock that would go backwards, which only a reset may do.
+No key is asked for. Nothing but what makes no sense is refused, and a clock that would go backwards, which only a reset may do.
 """
 
 from __future__ import annotations
@@ -15,12 +15,17 @@ from starlette.responses import JSONResponse, Response
 
 from sandbox.stripe_simulator import API_VERSION
 from sandbox.stripe_simulator.clock import ClockRefusal, ClockSetting, parse_clock, rfc3339
+from sandbox.stripe_simulator.faults import BadFault, parse_script, parse_seeded
+from sandbox.stripe_simulator.gateway import Gateway
 from sandbox.stripe_simulator.meter_event_log import MeterEvent
+from sandbox.stripe_simulator.resources import core_events
 from sandbox.stripe_simulator.state import State
 
 #: Events of one page of /simulator/meter_events: about 40 ms of work and 2 MB.
 LARGEST_PAGE = 10_000
 
+#: From the decoded body to the body of the answer, at once or awaited.
+Work = Callable[[dict[str, Any]], dict[str, Any] | Awaitable[dict[str, Any]]]
 Route = tuple[str, str, Callable[[Request], Awaitable[Response]]]
 
 
@@ -29,10 +34,11 @@ class BadControlRequest(ValueError):
 
 
 class Control:
-    """The control routes over one state."""
+    """The control routes over one state and the gateway to it."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, gateway: Gateway) -> None:
         self._state = state
+        self._gateway = gateway
 
     def routes(self) -> list[Route]:
         return [
@@ -43,13 +49,20 @@ class Control:
             ("GET", "/simulator/settings", self._answering(self._settings)),
             ("POST", "/simulator/settings", self._answering(self._change_settings)),
             ("GET", "/simulator/meter_events", self._meter_events),
+            ("POST", "/simulator/meter_events/disown", self._answering(self._disown)),
+            ("GET", "/simulator/faults", self._answering(self._faults)),
+            ("POST", "/simulator/faults/script", self._answering(self._script_faults)),
+            ("POST", "/simulator/faults/seed", self._answering(self._seed_faults)),
+            ("POST", "/simulator/faults/clear", self._answering(self._clear_faults)),
+            ("POST", "/simulator/faults/release", self._answering(self._release_delayed)),
         ]
 
-    def _answering(self, work: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Request], Awaitable[Response]]:
+    def _answering(self, work: Work) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
             try:
-                return JSONResponse(work(_parsed(await request.body())))
-            except (BadControlRequest, ClockRefusal) as error:
+                result = work(_parsed(await request.body()))
+                return JSONResponse(result if isinstance(result, dict) else await result)
+            except (BadControlRequest, BadFault, ClockRefusal) as error:
                 return JSONResponse({"error": str(error)}, 400)
 
         return answer
@@ -60,8 +73,11 @@ class Control:
     def _clock(self, body: dict[str, Any]) -> dict[str, Any]:
         return {"now": rfc3339(self._state.clock.now_ms()), "mode": self._state.clock.setting.mode}
 
-    def _set_clock(self, body: dict[str, Any]) -> dict[str, Any]:
-        """`{"now": RFC 3339}` freezes there, `{"mode": "real"}` follows the system, `{"mode": "frozen"}` freezes at the present."""
+    async def _set_clock(self, body: dict[str, Any]) -> dict[str, Any]:
+        """`{"now": RFC 3339}` freezes there, `{"mode": "real"}` follows the system, `{"mode": "frozen"}` freezes at the present.
+
+        Requests whose delivery is due by then take effect on the way, each at its own instant.
+        """
         match body:
             case {"mode": "real"}:
                 setting = ClockSetting(None)
@@ -71,13 +87,17 @@ class Control:
                 setting = ClockSetting(self._state.clock.now_ms())
             case _:
                 raise BadControlRequest('give {"now": "2025-10-01T00:00:00Z"} or {"mode": "real"} or {"mode": "frozen"}')
+        self._state.clock.check_forwards(setting)
+        await self._gateway.delayed.pass_time(setting)
         self._state.set_clock(setting)
+        self._gateway.delayed.set_alarm()
         return self._clock({})
 
     def _reset(self, body: dict[str, Any]) -> dict[str, Any]:
         """`{"clock": "real" | RFC 3339}`, or nothing: the clock as the process was started with."""
         clock = body.get("clock")
         self._state.reset(None if clock is None else parse_clock(str(clock)))
+        self._gateway.forget_faults()
         return self._clock({})
 
     def _settings(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -91,6 +111,47 @@ class Control:
                 raise BadControlRequest(f"{name}: settings are {', '.join(known)}, in seconds, not negative")
         self._state.change_settings(**body)
         return self._settings({})
+
+    def _disown(self, body: dict[str, Any]) -> dict[str, Any]:
+        """`{"identifiers": […], "error_code": …}`: these events do not count after all, and a thin event for each meter says why."""
+        identifiers, error_code = body.get("identifiers"), body.get("error_code", "meter_event_customer_not_found")
+        if not isinstance(identifiers, list) or not identifiers or error_code not in core_events.ERROR_CODES:
+            raise BadControlRequest(f"give identifiers, a list, and an error_code out of {', '.join(core_events.ERROR_CODES)}")
+        by_meter: dict[str, dict[int, MeterEvent]] = {}
+        for identifier in identifiers:
+            event = self._state.meter_events.latest_of(str(identifier))
+            if event is None:
+                raise BadControlRequest(f"no meter event was received under the identifier {identifier}")
+            by_meter.setdefault(event.meter, {})[event.number] = event
+        reports = []
+        for meter_id, events in by_meter.items():
+            for number in events:
+                self._state.disown_meter_event(number, error_code)
+            reports.append(core_events.report_disowned(self._state, meter_id, error_code, list(events.values())))
+        self._state.commit()
+        return {"events": [report["id"] for report in reports]}
+
+    def _faults(self, body: dict[str, Any]) -> dict[str, Any]:
+        """What may still come, what was met, and how many requests are on their way."""
+        return {**self._gateway.faults.as_json(), "delayed": len(self._gateway.delayed)}
+
+    def _script_faults(self, body: dict[str, Any]) -> dict[str, Any]:
+        """`{"faults": […]}`, each a kind or a hash as in `faults.Fault`; replaces the script."""
+        self._gateway.faults.follow_script(parse_script(body.get("faults")))
+        return self._faults({})
+
+    def _seed_faults(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A hash as in `faults.SeededFaults`; replaces the seed."""
+        self._gateway.faults.follow_seed(parse_seeded(body))
+        return self._faults({})
+
+    def _clear_faults(self, body: dict[str, Any]) -> dict[str, Any]:
+        """No more faults; requests on their way stay there, to be released."""
+        self._gateway.faults.clear()
+        return self._faults({})
+
+    async def _release_delayed(self, body: dict[str, Any]) -> dict[str, Any]:
+        return {"statuses": await self._gateway.delayed.release_all()}
 
     async def _meter_events(self, request: Request) -> Response:
         """`?after=number&limit=count`, in order of receipt; `next_after` is null on the last page."""

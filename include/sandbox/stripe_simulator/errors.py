@@ -168,6 +168,21 @@ def no_active_meter(event_name: str) -> StripeError:
     return StripeError(f'No active meter found for event name "{event_name}"')
 
 
+# --- Thin events, which belong to Stripe's v2 API --------------------------------------------------------------------------------
+
+
+class CoreError(StripeError):
+    """A refusal in the shape of the v2 API: code and message, nothing else."""
+
+    def body(self) -> dict[str, Any]:
+        return {"error": {"code": self.code, "message": self.message}}
+
+
+def core_event_not_found(event_id: str) -> CoreError:
+    """Wording unverified."""
+    return CoreError(f"No such event: '{event_id}'", status=404, code="not_found")
+
+
 # --- Idempotency ------------------------------------------------------------------------------------------------------------
 
 
@@ -191,6 +206,40 @@ def idempotency_key_in_use(key: str) -> StripeError:
         f"other request is still going through): {key}. Please try again later.",
         status=409,
         code="idempotency_key_in_use",
+        is_kept=False,
+    )
+
+
+# --- Load, and Stripe's own failures ------------------------------------------------------------------------------------------
+
+
+def rate_limited(retry_after_seconds: int | None = None) -> StripeError:
+    """Wording as seen in test mode (lukasaron/terraform-provider-stripe#40). Whether Stripe sends Retry-After is unverified."""
+    headers = {"stripe-rate-limited-reason": "global-rate"}
+    if retry_after_seconds is not None:
+        headers["retry-after"] = str(retry_after_seconds)
+    return StripeError(
+        "Testmode request rate limit exceeded, the rate limits in testmode are lower than livemode. You can learn more about rate "
+        "limits here https://stripe.com/docs/rate-limits.",
+        status=429,
+        code="rate_limit",
+        headers=headers,
+        is_kept=False,
+    )
+
+
+def lock_timed_out() -> StripeError:
+    """Documented: https://docs.stripe.com/rate-limits#object-lock-timeouts, also that SDKs try these 429s again.
+
+    That a header tells them to is unverified.
+    """
+    return StripeError(
+        "This object cannot be accessed right now because another API request or Stripe process is currently accessing it. If you see "
+        "this error intermittently, retry the request. If you see this error frequently and are making multiple concurrent requests to "
+        "a single object, make your requests serially or at a lower rate.",
+        status=429,
+        code="lock_timeout",
+        headers={"stripe-should-retry": "true"},
         is_kept=False,
     )
 

@@ -19,8 +19,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from sandbox.stripe_simulator import API_VERSION, errors, form, idempotency
+from sandbox.stripe_simulator.broken_connection import BrokenConnection
+from sandbox.stripe_simulator.delayed_delivery import DelayedDeliveries
 from sandbox.stripe_simulator.endpoint import Endpoint
 from sandbox.stripe_simulator.expansion import expand
+from sandbox.stripe_simulator.faults import Fault, FaultKind, FaultPlan
 from sandbox.stripe_simulator.meter_event_log import MeterEvent
 from sandbox.stripe_simulator.params import parse_fields
 from sandbox.stripe_simulator.recording import Recorder
@@ -41,6 +44,8 @@ class Answer:
     status: int
     body: bytes
     headers: dict[str, str] = field(default_factory=dict)
+    #: what was asked, as far as it could be decoded: for the recording
+    decoded: dict[str, form.Decoded] = field(default_factory=dict)
 
 
 def refusal(error: errors.StripeError) -> Answer:
@@ -56,31 +61,94 @@ class Gateway:
         self._recorder = recorder
         self._keys_in_use: set[str] = set()
         self._request_count = 0
+        self.faults = FaultPlan()
+        self.delayed = DelayedDeliveries(state, self._deliver)
 
     async def answer(self, request: Request, endpoint: Endpoint | None) -> Response:
-        """Answer one request; without an endpoint, refuse its URL as Stripe does."""
-        pairs: form.Pairs = []
+        """Answer one request, unless it meets a fault; without an endpoint, refuse its URL as Stripe does."""
+        try:
+            if self.faults.is_armed and endpoint is not None:
+                key = request.headers.get("idempotency-key")
+                fault = self.faults.next_fault(request.method, request.url.path, key)
+                if fault is not None:
+                    return await self._break(request, endpoint, fault)
+            return self._respond(request, await self._work_out(request, endpoint))
+        except ClientDisconnect:
+            return Response(status_code=400)  # the caller left before it had said everything; nobody reads this
+
+    def forget_faults(self) -> None:
+        """From now on all goes well, and what was held on its way never arrives."""
+        self.faults.forget()
+        self.delayed.forget()
+
+    async def _break(self, request: Request, endpoint: Endpoint, fault: Fault) -> Response:
+        """Carry out a fault. What the caller does not hear is not recorded as an answer."""
+        match fault.kind:
+            case "reset_before_effect":
+                return BrokenConnection("reset")
+            case "hang_before_effect":
+                return BrokenConnection("hang")
+            case "delayed_delivery":
+                await self.delayed.hold(request, endpoint, fault.deliver_after_seconds)
+                return BrokenConnection("reset")
+            case "conflict":
+                key = request.headers.get("idempotency-key", "(none)")
+                return self._respond(request, refusal(errors.idempotency_key_in_use(key)))
+            case "rate_limit":
+                return self._respond(request, refusal(errors.rate_limited()))
+            case "rate_limit_with_retry_after":
+                return self._respond(request, refusal(errors.rate_limited(fault.retry_after_seconds)))
+            case "lock_timeout":
+                return self._respond(request, refusal(errors.lock_timed_out()))
+            case "error_before_effect":
+                return self._respond(request, refusal(errors.unexpected()))
+            case "kept_error_before_effect" | "kept_error_after_effect":
+                return self._respond(request, await self._work_out(request, endpoint, fault.kind))
+        answer = await self._work_out(request, endpoint)
+        match fault.kind:
+            case "reset_after_effect":
+                return BrokenConnection("reset")
+            case "close_after_effect":
+                return BrokenConnection("close")
+            case "hang_after_effect":
+                return BrokenConnection("hang")
+            case "reset_in_body":
+                return BrokenConnection("reset", half_sent=self._respond(request, answer, is_heard=False))
+            case "error_after_effect":
+                return self._respond(request, refusal(errors.unexpected()))
+        raise AssertionError(f"nothing carries out {fault.kind}")
+
+    async def _deliver(self, request: Request, endpoint: Endpoint) -> int:
+        """Let a request take effect that nobody waits for any more; returns the status it would have been answered with."""
+        return (await self._work_out(request, endpoint)).status
+
+    async def _work_out(self, request: Request, endpoint: Endpoint | None, kept_error: FaultKind | None = None) -> Answer:
+        """Find the answer; all that the request changes has been changed and journalled when it is there."""
         decoded: dict[str, form.Decoded] = {}
-        method, path = request.method, request.url.path
         try:
             self._authenticate(request.headers)
             if endpoint is None:
-                raise errors.unrecognized_url(method, path)
+                raise errors.unrecognized_url(request.method, request.url.path)
             pairs = await _pairs(request)
             decoded = form.decode(pairs)
             if self._state.settings.latency_seconds > 0:
-                answer = await self._slowly(request, endpoint, pairs, decoded)
+                answer = await self._slowly(request, endpoint, pairs, decoded, kept_error)
             else:
-                answer = self._execute(request, endpoint, pairs, decoded)
+                answer = self._execute(request, endpoint, pairs, decoded, kept_error)
         except errors.StripeError as error:
             answer = refusal(error)
         except ClientDisconnect:
-            return Response(status_code=400)  # the caller left before it had said everything; nobody reads this
+            raise
         except Exception:
             traceback.print_exc()
             answer = refusal(errors.unexpected())
-        if self._recorder is not None:
-            self._recorder.record(method, path, decoded, answer.status, answer.body)
+        answer.decoded = decoded
+        return answer
+
+    def _respond(self, request: Request, answer: Answer, *, is_heard: bool = True) -> Response:
+        """Add the headers of every answer, and record what was asked and answered."""
+        if self._recorder is not None and is_heard:
+            self._recorder.record(request.method, request.url.path, answer.decoded, answer.status, answer.body)
         self._request_count += 1
         answer.headers["request-id"] = "req_" + scrambled(f"{self._state.start_count}:{self._request_count}", 14)
         answer.headers["stripe-version"] = API_VERSION
@@ -99,25 +167,32 @@ class Gateway:
         if version != API_VERSION:
             raise errors.unsupported_api_version(version, API_VERSION)
 
-    async def _slowly(self, request: Request, endpoint: Endpoint, pairs: form.Pairs, decoded: dict[str, form.Decoded]) -> Answer:
+    async def _slowly(
+        self, request: Request, endpoint: Endpoint, pairs: form.Pairs, decoded: dict[str, form.Decoded], kept_error: FaultKind | None
+    ) -> Answer:
         """Execute after the latency that was asked for; a second request with the same idempotency key meanwhile is turned away (409)."""
         key = _idempotency_key(request)
         if key is None:
             await asyncio.sleep(self._state.settings.latency_seconds)
-            return self._execute(request, endpoint, pairs, decoded)
+            return self._execute(request, endpoint, pairs, decoded, kept_error)
         if key in self._keys_in_use:
             raise errors.idempotency_key_in_use(key)
         self._keys_in_use.add(key)
         try:
             await asyncio.sleep(self._state.settings.latency_seconds)
-            return self._execute(request, endpoint, pairs, decoded)
+            return self._execute(request, endpoint, pairs, decoded, kept_error)
         finally:
             self._keys_in_use.discard(key)
 
-    def _execute(self, request: Request, endpoint: Endpoint, pairs: form.Pairs, decoded: dict[str, form.Decoded]) -> Answer:
-        """Answer from memory if the idempotency key has been used, else run the endpoint; what changed is journalled before returning."""
+    def _execute(
+        self, request: Request, endpoint: Endpoint, pairs: form.Pairs, decoded: dict[str, form.Decoded], kept_error: FaultKind | None
+    ) -> Answer:
+        """Answer from memory if the idempotency key has been used, else run the endpoint; what changed is journalled before returning.
+
+        `kept_error` makes a first answer a 500 that the key remembers, without the request's effect or with it.
+        """
         state = self._state
-        key = _idempotency_key(request)
+        key = state.idempotency_key = _idempotency_key(request)
         asked = b""
         if key is not None:
             asked = idempotency.fingerprint(request.url.path, pairs)
@@ -131,12 +206,17 @@ class Gateway:
         paths = params.get("expand") or []
         status, headers = 200, {}
         try:
+            if kept_error == "kept_error_before_effect":
+                raise errors.unexpected()
             result = endpoint.run(state, params, *request.path_params.values())
             if paths:
                 result = result.as_json() if isinstance(result, MeterEvent) else result
                 expand(state, result, paths, EXPANDERS)
             body = to_bytes(result)
             kept_answer = result if isinstance(result, MeterEvent) else body
+            if kept_error == "kept_error_after_effect":
+                status, kept_answer = 500, to_bytes(errors.unexpected().body())
+                body = kept_answer
         except errors.StripeError as error:
             state.rollback()
             if not error.is_kept:

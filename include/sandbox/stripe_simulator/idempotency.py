@@ -48,6 +48,10 @@ class IdempotencyStore:
             return None
         return kept
 
+    def keys_by_event_number(self) -> dict[int, str]:
+        """For each meter event that a remembered request made: its number → the request's key."""
+        return {kept.answer.number: key for key, kept in self._answers.items() if isinstance(kept.answer, MeterEvent)}
+
     def keep(self, key: str, kept: KeptAnswer) -> None:
         while self._by_age and kept.kept_at_ms - self._by_age[0][0] >= RETENTION_MS:
             kept_at_ms, old_key = self._by_age.popleft()

@@ -122,9 +122,9 @@ class _CustomerMinutes:
         else:
             events.append(event)
 
-    def remove_latest(self, event: MeterEvent) -> None:
+    def remove(self, event: MeterEvent) -> None:
         minute = event.timestamp // SECONDS_A_MINUTE
-        self.events_of[minute].pop()
+        self.events_of[minute].remove(event)
         if not self.events_of[minute]:
             del self.events_of[minute]
             self.minutes.remove(minute)
@@ -171,7 +171,7 @@ class MeterEventLog:
         else:
             self._latest_by_identifier[event.identifier] = replaced
         if event.error_code is None and event.customer is not None:
-            self._minutes_of[event.meter, event.customer].remove_latest(event)
+            self._minutes_of[event.meter, event.customer].remove(event)
 
     def latest(self) -> MeterEvent:
         """The event received last."""
@@ -191,6 +191,17 @@ class MeterEventLog:
     def cancel(self, identifier: str, at_ms: int | None) -> None:
         """Stop counting the latest event of that identifier at this instant; None takes that back."""
         self._latest_by_identifier[identifier].cancelled_at_ms = at_ms
+
+    def latest_of(self, identifier: str) -> MeterEvent | None:
+        """The event received last under this identifier, however long ago."""
+        return self._latest_by_identifier.get(identifier)
+
+    def disown(self, number: int, error_code: str) -> None:
+        """Never count this event again; the code says why."""
+        event = self._events[number - 1]
+        if event.error_code is None and event.customer is not None:
+            self._minutes_of[event.meter, event.customer].remove(event)
+        event.error_code = error_code
 
     def counting(self, meter: str, customer: str, start: int, end: int) -> Iterator[MeterEvent]:
         """The accepted events of one customer and meter with event time in [start, end), ordered by minute, then by receipt."""

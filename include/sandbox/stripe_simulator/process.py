@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import dataclasses
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from types import TracebackType
 from typing import IO, Any, Literal, Self
 
 from sandbox.stripe_simulator.clock import milliseconds, rfc3339
+from sandbox.stripe_simulator.faults import Fault, FaultKind, SeededFaults
 
 _DEFAULT_API_KEYS = ("sk_test_sandbox",)
 #: Replaying a journal of a million events takes several seconds.
@@ -150,6 +152,48 @@ class StripeSimulator:
             page = self._call("GET", f"/simulator/meter_events?after={after}")
             yield from page["data"]
             after = page["next_after"]
+
+    def script_faults(self, faults: Sequence[Fault | FaultKind]) -> None:
+        """Let the next meter events meet these, in order; a `Fault` says more than a kind, above all which other requests it is for.
+
+        Replaces the script of before; `"pass"` lets a request by. Raises SimulatorFailed for a fault that does not exist.
+        """
+        described = [dataclasses.asdict(fault) if isinstance(fault, Fault) else fault for fault in faults]
+        self._call("POST", "/simulator/faults/script", {"faults": described})
+
+    def seed_faults(
+        self,
+        seed: int,
+        probabilities: Mapping[FaultKind, float],
+        *,
+        method: str = "POST",
+        path: str = "/v1/billing/meter_events",
+        retry_after_seconds: int = 1,
+        deliver_after_seconds: float | None = None,
+    ) -> None:
+        """Let every later request of this method and beginning of a path meet a fault by chance: the same for the same seed and order."""
+        seeded = SeededFaults(seed, dict(probabilities), method, path, retry_after_seconds, deliver_after_seconds)
+        self._call("POST", "/simulator/faults/seed", dataclasses.asdict(seeded))
+
+    def clear_faults(self) -> None:
+        """From now on all goes well. Requests on their way stay there until they are released or due."""
+        self._call("POST", "/simulator/faults/clear", {})
+
+    def faults(self) -> dict[str, Any]:
+        """`{"script": left of it, "seeded", "met": [{"kind", "method", "path", "idempotency_key"}], "delayed": count on their way}`"""
+        return self._call("GET", "/simulator/faults")
+
+    def release_delayed(self) -> list[int]:
+        """Let the requests that are on their way take effect, in order of sending; the statuses that nobody will hear."""
+        return [int(status) for status in self._call("POST", "/simulator/faults/release", {})["statuses"]]
+
+    def disown(self, identifiers: Sequence[str], error_code: str = "meter_event_customer_not_found") -> list[str]:
+        """Let events that were answered 200 not count after all; the ids of the thin events that report it, one for each meter.
+
+        Each identifier stands for the event received last under it. Raises SimulatorFailed when there is none.
+        """
+        body = {"identifiers": list(identifiers), "error_code": error_code}
+        return [str(event_id) for event_id in self._call("POST", "/simulator/meter_events/disown", body)["events"]]
 
     def health(self) -> dict[str, Any]:
         """`{"status": "ok", "api_version", "pid", "meter_events": count}`"""

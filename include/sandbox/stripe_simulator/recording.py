@@ -1,4 +1,7 @@
-"""Writes down every exchange under /v1, so that a test can hold all of them to Stripe's API description afterwards."""
+"""Writes down every exchange of Stripe's API, so that a test can hold all of them to Stripe's API description afterwards.
+
+An answer that a fault kept from its caller is none, and is not written down.
+"""
 
 from __future__ import annotations
 

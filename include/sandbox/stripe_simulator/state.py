@@ -30,6 +30,7 @@ _ID_SHAPES = {
     "meter": ("mtr_test_61", 28),
     "subscription": ("sub_1", 23),
     "subscription_item": ("si_", 14),
+    "core_event": ("evt_test_65", 44),
 }
 
 
@@ -93,12 +94,15 @@ class State:
         self.settings = Settings()
         #: how often a simulator has been started on this journal; tells the requests of one process from those of the next
         self.start_count = 0
+        #: of the request that is being executed, where it has one
+        self.idempotency_key: str | None = None
         self.customers = Collection()
         self.products = Collection()
         self.prices = Collection()
         self.meters = Collection()
         self.subscriptions = Collection(grouped_by="customer")
         self.subscription_items = Collection()
+        self.core_events = Collection()
         self._collections = {
             "customers": self.customers,
             "products": self.products,
@@ -106,6 +110,7 @@ class State:
             "meters": self.meters,
             "subscriptions": self.subscriptions,
             "subscription_items": self.subscription_items,
+            "core_events": self.core_events,
         }
         self.meter_events = MeterEventLog()
         self.idempotency = IdempotencyStore()
@@ -175,6 +180,11 @@ class State:
         self._changes.append(["clock", setting.frozen_at_ms])
         self.commit()
 
+    def disown_meter_event(self, number: int, error_code: str) -> None:
+        """Never count the nth event received again. To be committed by the caller, together with the report of it."""
+        self.meter_events.disown(number, error_code)
+        self._changes.append(["disown", number, error_code])
+
     def change_settings(self, **changed: float) -> None:
         self.settings = replace(self.settings, **changed)
         self._changes.append(["settings", asdict(self.settings)])
@@ -204,6 +214,8 @@ class State:
                 self._counts[kind] = number
             case ["cancel", identifier, at_ms]:
                 self.meter_events.cancel(identifier, at_ms)
+            case ["disown", number, error_code]:
+                self.meter_events.disown(number, error_code)
             case ["clock", frozen_at_ms]:
                 self.clock.setting = ClockSetting(frozen_at_ms)
             case ["settings", settings]:
@@ -216,8 +228,8 @@ class State:
                 raise ValueError(f"the journal holds a change of an unknown kind: {change[:1]}")
 
 
-def derived_id(kind: str, number: int) -> str:
-    """The id of the nth object of a kind."""
+def derived_id(kind: str, number: int | str) -> str:
+    """The id of the nth object of a kind, or of the one that a text tells from its like."""
     prefix, length = _ID_SHAPES[kind]
     return prefix + scrambled(f"{kind}:{number}", length)
 

@@ -24,6 +24,8 @@ FREEZE = queries("freeze.sql")
 MARK = queries("mark_billed.sql")
 LEDGER = queries("ledger.sql")
 CONSERVATION = queries("conservation.sql")
+LATE_USAGE = queries("late_usage.sql")
+PAUSE = queries("pause.sql")
 
 #: The migration this code was written for.
 NEWEST_MIGRATION = max(path.name.removesuffix(".sql") for path in sql_path("migrations").iterdir() if path.name.endswith(".sql"))
@@ -229,3 +231,38 @@ def conservation(db: Connection, start: datetime, end: datetime) -> list[Conserv
         Conservation(tenant_id, Window(window_start), *tokens)
         for tenant_id, window_start, *tokens in db.execute(CONSERVATION["conservation"], {"start": start, "end": end})
     ]
+
+
+# --- late usage -------------------------------------------------------------------------------------------------------
+
+
+def late_windows(db: Connection, closed_before: datetime, run_is_over_before: datetime, waiting_since: datetime, most: int) -> list[Window]:
+    """The oldest windows before a time that hold rows no fence has seen, or, from a time on, reports frozen before a time and not
+    done yet."""
+    bounds = {"closed_before": closed_before, "run_is_over_before": run_is_over_before, "waiting_since": waiting_since, "most": most}
+    return [Window(start) for (start,) in db.execute(LATE_USAGE["late_windows"], bounds)]
+
+
+def future_usage(db: Connection, current_hour_ends: datetime) -> dict[str, tuple[int, int]]:
+    """Rows and tokens by tenant dated at that time or later."""
+    found = db.execute(LATE_USAGE["future_usage"], {"current_hour_ends": current_hour_ends})
+    return {tenant_id: (rows, tokens) for tenant_id, rows, tokens in found}
+
+
+# --- the switch -------------------------------------------------------------------------------------------------------
+
+
+def current_pause(db: Connection) -> str | None:
+    """Who paused all sending, when and why, in words; None where it is not paused."""
+    found = db.execute(PAUSE["current_pause"]).fetchone()
+    return "by {} since {:%Y-%m-%d %H:%M} UTC: {}".format(*found) if found else None
+
+
+def pause(db: Connection, by: str, reason: str, now: datetime) -> bool:
+    """Pauses all sending; False where it is paused already."""
+    return db.execute(PAUSE["pause"], {"by": by, "reason": reason, "now": now}).rowcount == 1
+
+
+def resume(db: Connection, by: str, now: datetime) -> bool:
+    """Ends the pause; False where there is none."""
+    return db.execute(PAUSE["resume"], {"by": by, "now": now}).rowcount == 1

@@ -95,6 +95,7 @@ WHERE report.window_start = %(window_start)s
   AND report.state IN ('frozen', 'sending', 'unresolved') AND report.token_count > 0
   AND (report.attempt_count > 0 OR tenant.stripe_customer_id <> '')
   AND (hashtextextended(report.tenant_id, 0) & 65535) %% %(shard_count)s = %(shard)s
+  AND NOT EXISTS (SELECT FROM billing.hold WHERE hold.report_id = report.id AND hold.decision IS NULL)
 ORDER BY report.id
 
 -- name: lease_customers
@@ -185,11 +186,12 @@ WHERE report.id = outcome.id
        OR outcome.state = 'accepted' AND report.state IN ('frozen', 'sending', 'unresolved', 'rejected'))
 
 -- name: shard_states
--- How many reports of a shard are in each state, with the last trouble that one of them met.
+-- How many reports of a shard are in each state, with the last trouble that one of them met; without those that are held.
 SELECT report.state, count(*), max(attempt.message)
 FROM billing.usage_report report
 LEFT JOIN billing.push_attempt attempt
   ON attempt.report_id = report.id AND attempt.attempt = report.attempt_count AND report.state NOT IN ('accepted', 'billed')
 WHERE report.window_start = %(window_start)s
   AND (hashtextextended(report.tenant_id, 0) & 65535) %% %(shard_count)s = %(shard)s
+  AND NOT EXISTS (SELECT FROM billing.hold WHERE hold.report_id = report.id AND hold.decision IS NULL)
 GROUP BY report.state

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from aiolimiter import AsyncLimiter
 
-from token_billing.adapters import ledger, sending
+from token_billing.adapters import holds, ledger, sending
 from token_billing.adapters.database import Connect, Connection, session
 from token_billing.adapters.stripe_gateway import StripeGateway, StripeTarget, stripe_gateway
 from token_billing.errors import ReportsLeftOver
@@ -17,7 +17,7 @@ from token_billing.model import (
     ReportState,
     Shard,
 )
-from token_billing.settings import PushSettings
+from token_billing.settings import Gates, PushSettings
 from token_billing.stages.delivery import Delivery
 from token_billing.stages.read_back import read_back
 from token_billing.stages.sender import Sender
@@ -33,8 +33,8 @@ def push(connect: Connect, target: StripeTarget, window: Window, shard: Shard, c
     """Sends the shard's open reports, many customers at once and one call at a time per customer and meter.
 
     Whatever happens, an accepted report stays accepted and nothing is sent that Stripe might count twice. Raises, after all that
-    could be done is recorded: StripeRefusesKey, StripeUnavailable, WrongStripeAccount, and ReportsLeftOver where reports were
-    refused or still have no answer."""
+    could be done is recorded: SendingPaused, StripeRefusesKey, StripeUnavailable, WrongStripeAccount, and ReportsLeftOver where
+    reports were refused or still have no answer."""
     return asyncio.run(_push(connect, target, window, shard, clock, settings))
 
 
@@ -42,6 +42,8 @@ async def _push(connect: Connect, target: StripeTarget, window: Window, shard: S
     with session(connect) as db:
         identity = ledger.identity(db)
         sending.accept_zero_totals(db, window, clock())
+        if settings.gates != Gates() and (held := holds.hold_unusual(db, window, shard, settings.gates, clock())):
+            log.warning("window %s: %d reports look wrong and are held until somebody decides", window, held)
         if any(state in OPEN for state in sending.shard_states(db, window, shard)):
             async with stripe_gateway(target) as stripe:
                 ledger.pin_account(db, await stripe.account(), clock())

@@ -13,9 +13,9 @@ from itertools import islice
 from uuid import uuid4
 
 from token_billing import metering
-from token_billing.adapters import sending
+from token_billing.adapters import ledger, sending
 from token_billing.adapters.database import Connection
-from token_billing.errors import StripeRefusesKey, StripeUnavailable
+from token_billing.errors import SendingPaused, StripeRefusesKey, StripeUnavailable
 from token_billing.model import (
     AttemptResult,
     Clock,
@@ -58,11 +58,13 @@ class Sender:
         self._holder = str(uuid4())
         self._done: set[int] = set()
         self._passed_over = False
+        self._pause: str | None = None
 
     async def send_all(self) -> None:
         """Customers that another run holds are waited for, as long as a dead run's lease can last.
 
-        Raises StripeUnavailable or StripeRefusesKey, with every outcome recorded, where a whole chunk got no usable answer."""
+        Raises, with every outcome recorded, SendingPaused, and StripeUnavailable or StripeRefusesKey where a whole chunk got no
+        usable answer."""
         patience = 2 * self._settings.lease.total_seconds()
         waiting_since, done_before = time.monotonic(), 0
         while True:
@@ -95,6 +97,11 @@ class Sender:
                 raise trouble
             chunk, on_the_network = following, next_on_the_network
         await asyncio.to_thread(self._record, results)
+        if self._pause:
+            raise SendingPaused(
+                f"sending is paused {self._pause}. Nothing is lost by waiting; `python -m billing_airflow resume` lets it go on, and "
+                "what waits is then sent by the DAG report_late_usage"
+            )
 
     def _start_sending(self, chunk: Chunk | None) -> asyncio.Task[list[AttemptResult]]:
         if chunk is None:
@@ -109,7 +116,9 @@ class Sender:
         """Leases and notes the next chunk of the pass; None where there is no further one."""
         fresh = ((report_id, to) for report_id, to in waiting if report_id not in self._done)
         wanted = list(islice(fresh, size))
-        if not wanted:
+        if wanted:
+            self._pause = ledger.current_pause(self._db)
+        if not wanted or self._pause:
             return None
         leased_until = time.monotonic() + self._settings.lease.total_seconds()
         with self._db.transaction():

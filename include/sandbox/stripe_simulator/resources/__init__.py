@@ -6,6 +6,7 @@ from sandbox.stripe_simulator.endpoint import Endpoint
 from sandbox.stripe_simulator.expansion import Expanders
 from sandbox.stripe_simulator.resources import (
     account,
+    core_events,
     customers,
     meter_event_adjustments,
     meter_event_summaries,
@@ -28,6 +29,7 @@ ENDPOINTS: list[Endpoint] = [
     *subscription_items.ENDPOINTS,
     *prices.ENDPOINTS,
     *products.ENDPOINTS,
+    *core_events.ENDPOINTS,
     *account.ENDPOINTS,
 ]
 

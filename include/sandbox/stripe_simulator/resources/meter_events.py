@@ -1,6 +1,6 @@
 """Meter events: POST /v1/billing/meter_events. Checked at once: name, time, identifier. Checked later: everything in the payload.
 
-So an event may be answered 200 and never count. Which error Stripe would report for it later is decided at receipt and kept with the event.
+So an event may be answered 200 and never count. Which error Stripe reports for it later is decided at receipt and kept with the event.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from sandbox.stripe_simulator.clock import SECONDS_A_DAY
 from sandbox.stripe_simulator.endpoint import post
 from sandbox.stripe_simulator.meter_event_log import MeterEvent
 from sandbox.stripe_simulator.params import Integer, Kind, Params, Text, TextMap
-from sandbox.stripe_simulator.resources import meters
+from sandbox.stripe_simulator.resources import core_events, meters
 from sandbox.stripe_simulator.state import JsonObject, State, scrambled
 
 #: Stripe: "Must be within the past 35 calendar days or up to 5 minutes in the future."
@@ -66,6 +66,8 @@ def create(state: State, params: Params) -> MeterEvent:
         _later_error(state, meter, customer, value),
     )
     state.add_meter_event(event)
+    if event.error_code is not None:
+        core_events.report_rejected(state, event, event.error_code)
     return event
 
 

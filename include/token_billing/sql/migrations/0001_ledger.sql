@@ -70,7 +70,7 @@ CREATE TABLE billing.usage_report (
     billed_at            timestamptz,
     quarantined_at       timestamptz,
     quarantine_reason    text CHECK (quarantine_reason IN ('unknown_tenant', 'no_customer', 'no_subscription_item',
-                             'item_not_metered', 'older_than_35_days', 'too_many_digits', 'before_adoption')),
+                             'item_not_metered', 'older_than_35_days', 'too_many_digits', 'before_adoption', 'refused_at_gate', 'disowned')),
     CONSTRAINT one_report_per_tenant_window_side_and_revision UNIQUE (window_start, revision, tenant_id, side_start),
     CONSTRAINT held_by_a_fence FOREIGN KEY (window_start, revision) REFERENCES billing.fence,
     CONSTRAINT side_inside_window CHECK (
@@ -99,7 +99,7 @@ CREATE TABLE billing.push_attempt (
     identifier     text NOT NULL,
     noted_at       timestamptz NOT NULL,
     answered_at    timestamptz,
-    outcome        text CHECK (outcome IN ('accepted', 'rejected', 'unresolved', 'undelivered')),
+    outcome        text CHECK (outcome IN ('accepted', 'rejected', 'unresolved', 'undelivered', 'disowned')),
     http_status    integer,
     message        text,
     PRIMARY KEY (report_id, attempt),
@@ -128,6 +128,50 @@ CREATE TABLE billing.discrepancy (
     resolved_at            timestamptz
 );
 CREATE UNIQUE INDEX one_open_discrepancy_per_report_and_cause ON billing.discrepancy (report_id, cause) WHERE resolved_at IS NULL;
+
+-- Reports that look wrong and wait for a person's decision before their first attempt.
+CREATE TABLE billing.hold (
+    report_id     bigint PRIMARY KEY REFERENCES billing.usage_report,
+    reason        text NOT NULL CHECK (reason IN ('absurd_total', 'beyond_history')),
+    -- What the tenant's whole hour came to, and what was allowed.
+    token_count   bigint NOT NULL,
+    limit_tokens  bigint NOT NULL,
+    held_at       timestamptz NOT NULL,
+    asked_at      timestamptz,
+    decision      text CHECK (decision IN ('approved', 'refused')),
+    decided_by    text CHECK (decided_by <> ''),
+    decided_at    timestamptz,
+    CONSTRAINT decided_whole CHECK ((decision IS NULL) = (decided_at IS NULL) AND (decision IS NULL) = (decided_by IS NULL))
+);
+
+-- One switch pauses all sending: it is on while a row has not been resumed. The rows are its history.
+CREATE TABLE billing.pause (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    paused_by   text NOT NULL CHECK (paused_by <> ''),
+    paused_at   timestamptz NOT NULL,
+    reason      text NOT NULL CHECK (reason <> ''),
+    resumed_by  text CHECK (resumed_by <> ''),
+    resumed_at  timestamptz,
+    CONSTRAINT resumed_whole CHECK ((resumed_by IS NULL) = (resumed_at IS NULL))
+);
+CREATE UNIQUE INDEX paused_once_at_a_time ON billing.pause ((resumed_at IS NULL)) WHERE resumed_at IS NULL;
+
+-- Reports that Stripe disowned after it had accepted them, a row for each generation taken back.
+CREATE TABLE billing.revocation (
+    report_id    bigint NOT NULL REFERENCES billing.usage_report,
+    generation   integer NOT NULL CHECK (generation >= 0),
+    identifier   text NOT NULL UNIQUE CHECK (identifier <> ''),
+    cause        text NOT NULL CHECK (cause IN ('error_report', 'settled_summary', 'operator')),
+    evidence     text NOT NULL CHECK (btrim(evidence) <> ''),
+    row_count    bigint NOT NULL CHECK (row_count > 0),
+    token_count  bigint NOT NULL CHECK (token_count > 0),
+    -- Whether its rows were marked, so that this took their marks away.
+    was_billed   boolean NOT NULL,
+    resent       boolean NOT NULL,
+    revoked_at   timestamptz NOT NULL,
+    revoked_by   text NOT NULL CHECK (btrim(revoked_by) <> ''),
+    PRIMARY KEY (report_id, generation)
+);
 
 -- A report fixes for ever what it holds; its first attempt fixes where it goes. (AFTER, since a BEFORE trigger would lock each row first.)
 CREATE FUNCTION billing.refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -158,6 +202,33 @@ CREATE TRIGGER an_identifier_belongs_to_a_generation
     AFTER UPDATE OF identifier, generation ON billing.usage_report
     FOR EACH ROW WHEN (OLD.identifier IS DISTINCT FROM NEW.identifier AND NEW.generation <= OLD.generation)
     EXECUTE FUNCTION billing.refuse_change('a new identifier needs a new generation');
+
+CREATE TRIGGER a_revocation_stands BEFORE UPDATE OR DELETE ON billing.revocation
+    FOR EACH ROW EXECUTE FUNCTION billing.refuse_change('a revocation is written down for ever');
+
+-- An answer that wakes up after its event was disowned must not pass for an answer about the report's next generation.
+CREATE TRIGGER what_was_disowned_gets_no_answer
+    AFTER UPDATE OF outcome ON billing.push_attempt
+    FOR EACH ROW WHEN (OLD.outcome = 'disowned')
+    EXECUTE FUNCTION billing.refuse_change('its event was disowned; run the task again');
+
+-- Nothing rests in state revoked: the transaction that revokes also says why and what follows.
+CREATE FUNCTION billing.require_whole_revocation() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM billing.usage_report WHERE id = NEW.id AND generation = NEW.generation)
+       OR NOT EXISTS (SELECT FROM billing.revocation
+                      WHERE report_id = NEW.id AND generation = NEW.generation AND identifier = NEW.identifier
+                        AND row_count = NEW.row_count AND token_count = NEW.token_count) THEN
+        RAISE EXCEPTION 'report % was revoked without being noted in billing.revocation, or without a new generation', NEW.id
+            USING ERRCODE = 'check_violation';
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE CONSTRAINT TRIGGER a_revocation_is_whole
+    AFTER UPDATE OF state ON billing.usage_report DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW WHEN (NEW.state = 'revoked')
+    EXECUTE FUNCTION billing.require_whole_revocation();
 
 CREATE TRIGGER a_fence_stands BEFORE UPDATE OR DELETE ON billing.fence
     FOR EACH ROW EXECUTE FUNCTION billing.refuse_change('a fence stands where it was set');

@@ -1,0 +1,47 @@
+"""hold: reports whose totals look wrong wait for a person. Push holds them; a decision sends them, or puts them in quarantine."""
+
+import logging
+from datetime import timedelta
+
+from token_billing.adapters import holds, ledger
+from token_billing.adapters.database import Connect, session
+from token_billing.errors import DecisionRefused
+from token_billing.model import Clock, HeldReport
+
+log = logging.getLogger(__name__)
+
+#: An unanswered question is asked again after so long.
+ASK_AGAIN_AFTER = timedelta(hours=24)
+
+
+def held_reports(connect: Connect) -> list[HeldReport]:
+    """Every report that waits for a decision, oldest window first."""
+    with session(connect) as db:
+        ledger.identity(db)
+        return holds.held_reports(db)
+
+
+def take_questions(connect: Connect, clock: Clock) -> list[HeldReport]:
+    """The held reports that nobody is being asked about; from now on somebody is."""
+    with session(connect) as db:
+        ledger.identity(db)
+        with db.transaction():
+            found = holds.held_reports(db, clock() - ASK_AGAIN_AFTER)
+            holds.note_asked(db, [held.report_id for held in found], clock())
+    return found
+
+
+def decide(connect: Connect, report_id: int, *, approve: bool, by: str, clock: Clock) -> None:
+    """An approved report is sent by the next push of its window, a refused one is quarantined; who decided is kept. Raises
+    DecisionRefused where the report is not held, or is decided."""
+    decision = "approved" if approve else "refused"
+    with session(connect) as db:
+        ledger.identity(db)
+        if not holds.decide(db, report_id, decision, by, clock()):
+            made = holds.decision(db, report_id)
+            raise DecisionRefused(
+                f"report {report_id} was {made} already, and a decision stands"
+                if made
+                else f"report {report_id} is not held; `python -m billing_airflow held` lists those that are"
+            )
+    log.info("report %d is %s by %s", report_id, decision, by)

@@ -1,0 +1,73 @@
+"""revoke: Stripe disowned a report that it had accepted; its rows are given back, and it is sent anew or quarantined."""
+
+import logging
+
+from token_billing import metering
+from token_billing.adapters import ledger, revocation
+from token_billing.adapters.database import Connect, repeatable_read, retry_serialization, session
+from token_billing.errors import NotRevocable, ReportsDisagree
+from token_billing.model import Clock, Disowned, QuarantineReason, ReportState, RevocableReport, Revocation
+
+log = logging.getLogger(__name__)
+
+
+@retry_serialization
+def revoke(connect: Connect, disowned: Disowned, clock: Clock, *, revoked_by: str, resend: bool = True) -> Revocation:
+    """Clears `billed` of exactly the rows the report holds and ends its generation, in one transaction that leaves a row in
+    billing.revocation. The report then waits to be sent by the next push under a new identifier, its time and destination as they
+    were; or it is quarantined: as disowned where `resend` is false, or because it can be sent no more.
+
+    Safe to run twice at once, and beside mark_billed: the second finds the report gone on. Raises, with nothing changed,
+    NotRevocable, ReportsDisagree where its rows are not what was frozen, and LedgerNotReady."""
+    if not disowned.evidence.strip() or not revoked_by.strip():
+        raise NotRevocable("a revocation needs evidence and a name: say what Stripe disowned, in its own words, and who decided it")
+    with session(connect) as db:
+        identity = ledger.identity(db)
+        with repeatable_read(db):
+            report = _revocable(revocation.lock_report(db, disowned.report_id), disowned)
+            _require_its_rows(report, *revocation.held_rows(db, report))
+            cleared_rows = revocation.disown(db, report)
+            if cleared_rows != (report.row_count if report.was_billed else 0):
+                raise AssertionError(f"{cleared_rows} rows cleared of a report that holds {report.row_count}; nothing was committed")
+            reason = metering.cannot_be_sent(report.token_count, report.event_time, clock()) if resend else QuarantineReason.DISOWNED
+            revocation.note_revocation(db, report, disowned, revoked_by, resent=reason is None, now=clock())
+            identifier = metering.identifier(
+                identity.ledger_id, report.tenant_id, report.window, report.side, report.revision, report.generation + 1
+            )
+            revocation.begin_generation(db, report, identifier, reason, clock())
+    after = f"is quarantined as {reason}" if reason else f"waits to be sent as {identifier}"
+    what = (
+        f"window {report.window}: report {report.id} of tenant {report.tenant_id!r}, {report.token_count} tokens of {report.row_count} rows"
+    )
+    log.warning("%s, was disowned (%s) and %s", what, disowned.cause, after)
+    return Revocation(report, identifier, reason)
+
+
+def _revocable(report: RevocableReport | None, disowned: Disowned) -> RevocableReport:
+    """The report, if Stripe has accepted it, and under the identifier that was disowned."""
+    if report is None:
+        cause = f"there is no report {disowned.report_id} in this ledger; look its id up in billing.usage_report or billing.push_attempt"
+    elif report.state not in (ReportState.ACCEPTED, ReportState.BILLED):
+        cause = (
+            f"report {report.id} of tenant {report.tenant_id!r}, window {report.window}, is {report.state} (generation "
+            f"{report.generation}), so there is nothing accepted to disown; billing.revocation tells whether it was revoked already"
+        )
+    elif report.attempt_count == 0:
+        cause = f"report {report.id} is a total of zero, which Stripe was never sent; nothing is to be done"
+    elif disowned.identifier not in (None, report.identifier):
+        cause = (
+            f"report {report.id} has gone on as {report.identifier}; what was disowned is {disowned.identifier}, see billing.revocation. "
+            "Nothing is to be done, unless Stripe disowned the new one as well"
+        )
+    else:
+        return report
+    raise NotRevocable(f'{cause}. Nothing was changed; see the runbook under "Disowned reports".')
+
+
+def _require_its_rows(report: RevocableReport, row_count: int, token_count: int) -> None:
+    if (row_count, token_count) != (report.row_count, report.token_count):
+        raise ReportsDisagree(
+            f"report {report.id} of tenant {report.tenant_id!r}, window {report.window}, is {report.state} and no longer agrees with "
+            f"its rows: frozen {report.token_count} tokens of {report.row_count} rows, found {token_count} of {row_count}. Nothing was "
+            'changed. Somebody changed, deleted or marked rows, or retention deleted them; see the runbook under "Rows changed".'
+        )

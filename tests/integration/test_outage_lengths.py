@@ -1,0 +1,79 @@
+"""However long Stripe, or we, were away: a report whose only answer was lost is counted once, or kept aside once it cannot be."""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+
+import pytest
+
+from token_billing.errors import BillingError, StripeUnavailable
+from unreliable_network import UnreliableNetwork, unreliable_network
+from world import World
+
+#: Around Stripe's 24 hours of remembering identifiers, and around its 35 days of taking events.
+AWAY = {
+    "23 h 59": timedelta(hours=23, minutes=59),
+    "24 h 01": timedelta(hours=24, minutes=1),
+    "30 h": timedelta(hours=30),
+    "34 d 23 h": timedelta(days=34, hours=23),
+    "35 d 1 h": timedelta(days=35, hours=1),
+}
+
+
+@pytest.fixture
+def network(world: World) -> Iterator[UnreliableNetwork]:
+    with unreliable_network(world.simulator.base_url) as network:
+        world.stripe_base = network.base_url
+        yield network
+
+
+def at(world: World, instant: datetime) -> None:
+    """Our clock and Stripe's say so."""
+    world.simulator.set_clock(instant)
+    world.clock = lambda: instant
+
+
+def lose_the_only_answer(world: World, network: UnreliableNetwork, how: str) -> datetime:
+    """One attempt, just after the window closed; returns when."""
+    attempted = world.window.end + timedelta(minutes=5)
+    world.simulator.reset(clock=attempted)
+    world.link("a")
+    world.use("a", 5)
+    at(world, attempted)
+    network.always = how
+    world.freeze()
+    with pytest.raises(StripeUnavailable):
+        world.push()
+    network.always = "ok"
+    return attempted
+
+
+def bill_for_days(world: World, start: datetime, days: float) -> None:
+    """Runs every twelve hours, whatever becomes of them."""
+    for hours in range(0, int(days * 24) + 1, 12):
+        at(world, start + timedelta(hours=hours))
+        try:
+            world.bill()
+        except BillingError:
+            continue
+
+
+@pytest.mark.parametrize("away", AWAY)
+def test_a_report_that_arrived_is_billed_once_after(world: World, network: UnreliableNetwork, away: str) -> None:
+    attempted = lose_the_only_answer(world, network, "answer lost")
+    bill_for_days(world, attempted + AWAY[away], 2.5)
+    assert world.states() == {"a": "billed"}
+    assert [event["value"] for event in world.simulator.meter_events()] == ["5"]
+    assert world.marked() == {"a": 5}
+
+
+@pytest.mark.parametrize("away", AWAY)
+def test_a_report_that_never_arrived_is_billed_once_or_quarantined_after(world: World, network: UnreliableNetwork, away: str) -> None:
+    """Its absence has to hold for a day: when that is known too late for Stripe, it is quarantined and never sent."""
+    attempted = lose_the_only_answer(world, network, "request lost")
+    bill_for_days(world, attempted + AWAY[away], 2.5)
+    too_late = AWAY[away] > timedelta(days=34)
+    assert world.sql("SELECT state, quarantine_reason FROM billing.usage_report") == (
+        [("quarantined", "older_than_35_days")] if too_late else [("billed", None)]
+    )
+    assert [event["value"] for event in world.simulator.meter_events()] == ([] if too_late else ["5"])
+    assert world.marked() == ({} if too_late else {"a": 5})
