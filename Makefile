@@ -1,6 +1,6 @@
 # Every target sets up what it needs by itself. No account, no Docker; root or not.
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down clean test test-servers check lint types imports docs bench lock
+.PHONY: help install demo up down clean test test-servers check lint types imports docs bench crash lock
 
 RUN := PYTHONPATH=include:plugins .venv/bin/python
 # What `make demo` bills; USAGE=file.csv[.gz] bills that file instead.
@@ -8,6 +8,9 @@ USAGE ?=
 HOURS ?= 24
 TENANTS ?= 40
 REPEATS ?= 5
+HISTORIES ?= 200
+SEED ?= 1
+SUBJECT ?= product
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -53,6 +56,10 @@ docs: .venv/installed ## Write docs/dags.md again; in CI, fail where it was out 
 
 bench: .venv/installed ## Ratios of speed, each within one run
 	@$(RUN) -m benchmarks --repeats $(REPEATS)
+
+crash: RUN := PYTHONPATH=include:plugins:tests:. .venv/bin/python
+crash: .venv/installed ## Random histories: HISTORIES=n SEED=s
+	@$(RUN) -m crash --histories $(HISTORIES) --seed $(SEED) --subject $(SUBJECT)
 
 lock: .venv/installed ## Resolve the locks anew from pyproject.toml
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock" pyproject.toml -o requirements.txt
