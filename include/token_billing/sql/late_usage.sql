@@ -1,6 +1,6 @@
 -- name: late_windows
--- Closed windows with something left to do, oldest first: rows that no fence of theirs has seen, or reports that wait for longer than
--- their run's retries last. (An index on waiting reports would make every update of a report touch every index.)
+-- Closed windows with something left to do: rows that no fence of theirs has seen, or reports that outlasted their run.
+-- Oldest first. (An index on waiting reports would make every update of a report touch every index.)
 WITH last_fence AS (
     SELECT DISTINCT ON (window_start) window_start, snapshot
     FROM billing.fence
