@@ -1,10 +1,13 @@
 """Promise 3, effectively once: whatever is repeated, at once or one after the other, Stripe counts each token once."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
 
+from token_billing.adapters import sending
+from token_billing.model import Meter, MeteredItem
 from token_billing.windows import Window
 from world import World, now
 
@@ -209,3 +212,23 @@ def test_a_window_that_is_still_open_is_not_frozen(world: World) -> None:
     with pytest.raises(WindowStillOpen):
         open_world.freeze()
     assert world.sql("SELECT count(*) FROM billing.fence") == [(0,)]
+
+
+def test_two_runs_that_learn_of_the_same_meters_do_not_wait_for_each_other(world: World) -> None:
+    """They may look them up in any order."""
+    barrier = threading.Barrier(2, timeout=20)
+
+    def learn(backwards: bool) -> None:
+        with world.connect() as db:
+            for number in range(100):
+                pairs = [f"{number} {letter}" for letter in "abcdef"]
+                items = [MeteredItem(f"si {pair}", "price", Meter(f"mtr {pair}", f"e {pair}", "c", "v")) for pair in pairs]
+                barrier.wait()
+                with db.transaction():
+                    sending.set_metered_items(db, items[::-1] if backwards else items, now())
+                db.commit()
+
+    with ThreadPoolExecutor(max_workers=2) as both:
+        for done in [both.submit(learn, backwards) for backwards in (False, True)]:
+            done.result()
+    assert world.sql("SELECT count(*) FROM billing.metered_item") == [(600,)]

@@ -38,25 +38,18 @@ def items_in_the_way(db: Connection, window: Window, shard: Shard) -> set[str | 
 
 
 def set_metered_items(db: Connection, items: Iterable[MeteredItem], now: datetime) -> None:
-    """Remembers what Stripe said of subscription items and their meters."""
-    for item in items:
-        meter = item.meter
-        if meter is not None:
-            db.execute(
-                PUSH["add_meter"],
-                {
-                    "meter_id": meter.id,
-                    "event_name": meter.event_name,
-                    "customer_payload_key": meter.customer_payload_key,
-                    "value_payload_key": meter.value_payload_key,
-                },
-            )
+    """Remembers what Stripe said of subscription items and their meters; in one order, so that two runs at once cannot wait for
+    each other."""
+    by_id = sorted(items, key=lambda item: item.usage_item_id)
+    for meter in sorted({item.meter for item in by_id if item.meter is not None}):
+        db.execute(PUSH["add_meter"], meter._asdict())
+    for item in by_id:
         db.execute(
             PUSH["set_metered_item"],
             {
                 "usage_item_id": item.usage_item_id,
                 "price_id": item.price_id,
-                "meter_id": meter and meter.id,
+                "meter_id": item.meter and item.meter.id,
                 "problem": item.problem,
                 "now": now,
             },

@@ -17,7 +17,7 @@ WHERE report.window_start = %(window_start)s AND report.state = 'frozen' AND rep
 -- name: add_meter
 -- What Stripe said of a meter; nothing of it but its display name can change there.
 INSERT INTO billing.meter (meter_id, event_name, customer_payload_key, value_payload_key)
-VALUES (%(meter_id)s, %(event_name)s, %(customer_payload_key)s, %(value_payload_key)s)
+VALUES (%(id)s, %(event_name)s, %(customer_payload_key)s, %(value_payload_key)s)
 ON CONFLICT DO NOTHING
 
 -- name: set_metered_item
