@@ -68,6 +68,10 @@ def test_a_person_approves_one_total_and_refuses_another(stack: SandboxStack) ->
 
     wait_for(lambda: api.is_paused("approve_held_usage") is not None or None)
     run("approve_held_usage")  # or the schedule's own run asks first
+    wait_for(questions)
+    # A person reads first. An answer within Airflow's heartbeat of 5 s, before the scheduler has heard that the task parked, makes it
+    # take the task for a dead one: it is retried, and asks again.
+    time.sleep(15)
     for question, choice in zip(sorted(wait_for(questions), key=lambda one: one["subject"]), ("Approve", "Refuse"), strict=True):
         instance = question["task_instance"]
         path = f"/dags/approve_held_usage/dagRuns/{instance['dag_run_id']}/taskInstances/{instance['task_id']}/{instance['map_index']}"
