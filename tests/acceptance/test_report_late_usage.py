@@ -1,29 +1,15 @@
 """The DAG report_late_usage through real Airflow task runs."""
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
-
-import pytest
 
 from sandbox.airflow_runs import AirflowRuns
 from token_billing.stages.pause import pause_sending, resume_sending
 from token_billing.windows import HOUR, Window
 from world import World, now
 
-
-@pytest.fixture(scope="session")
-def runs() -> Iterator[AirflowRuns]:
-    """What time could heal is not tried again here: a test has no time."""
-    with AirflowRuns("report_late_usage") as runs:
-        for task in runs.dag.tasks:
-            task.retries = 0
-        yield runs
-
-
-@pytest.fixture
-def airflow(airflow_connections: None, runs: AirflowRuns) -> AirflowRuns:
-    return runs
+#: What the fixture `airflow` runs.
+DAG_ID = "report_late_usage"
 
 
 def states(run: Any) -> dict[str, Counter[str]]:

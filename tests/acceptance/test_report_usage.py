@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,19 +12,8 @@ from sandbox.airflow_runs import AirflowRuns
 from sandbox.environment import ROOT
 from world import World, now
 
-
-@pytest.fixture(scope="session")
-def runs() -> Iterator[AirflowRuns]:
-    """report_usage on the tests' own metadata database. What time could heal is not tried again here: a test has no time."""
-    with AirflowRuns("report_usage") as runs:
-        for task in runs.dag.tasks:
-            task.retries = 0
-        yield runs
-
-
-@pytest.fixture
-def airflow(airflow_connections: None, runs: AirflowRuns) -> AirflowRuns:
-    return runs
+#: What the fixture `airflow` runs.
+DAG_ID = "report_usage"
 
 
 def states(run: Any) -> dict[str, str]:

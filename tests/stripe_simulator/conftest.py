@@ -179,3 +179,16 @@ def pass_time(simulator: StripeSimulator) -> Any:
         simulator.set_clock(simulator.now() + timedelta(**given))
 
     return forward
+
+
+@pytest.fixture
+def meter(billing: Billing, simulator: StripeSimulator) -> str:
+    """A meter whose summaries show events at once."""
+    simulator.settings(summary_delay_seconds=0)
+    return billing.meter()
+
+
+@pytest.fixture
+def customer(billing: Billing, meter: str) -> str:
+    """Somebody to send events of, once there is a meter."""
+    return billing.customer()

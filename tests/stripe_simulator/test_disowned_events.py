@@ -14,17 +14,6 @@ TYPE = "v1.billing.meter.error_report_triggered"
 
 
 @pytest.fixture
-def meter(billing, simulator) -> str:
-    simulator.settings(summary_delay_seconds=0)
-    return billing.meter()
-
-
-@pytest.fixture
-def customer(billing, meter) -> str:
-    return billing.customer()
-
-
-@pytest.fixture
 def send(raw, customer, now):
     def send(identifier: str, key: str | None = None, event_name: str = "tokens", value: object = 5) -> int:
         params = {

@@ -43,7 +43,7 @@ def test_a_script_is_followed_in_order_and_ends(simulator, billing, send):
 def test_a_fault_waits_for_the_request_it_is_for(simulator, raw, billing, send):
     """Method and the beginning of the path must match; others neither meet it nor use it up."""
     billing.meter()
-    simulator.script_faults([Fault("rate_limit", "GET", "/v1/customers"), Fault("error_before_effect")])
+    simulator.script_faults([Fault("rate_limit", method="GET", path="/v1/customers"), Fault("error_before_effect")])
     assert raw.post("/v1/customers").status == 200
     assert raw.get("/v1/account").status == 200
     assert send(1) == 500

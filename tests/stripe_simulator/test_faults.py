@@ -64,17 +64,6 @@ class Wire:
 
 
 @pytest.fixture
-def meter(billing, simulator) -> str:
-    simulator.settings(summary_delay_seconds=0)
-    return billing.meter()
-
-
-@pytest.fixture
-def customer(billing, meter) -> str:
-    return billing.customer()
-
-
-@pytest.fixture
 def wire(simulator, customer, now) -> Wire:
     return Wire(simulator, customer, now)
 

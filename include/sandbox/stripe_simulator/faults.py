@@ -46,11 +46,10 @@ class BadFault(ValueError):
     """A fault was described that does not exist; the message says what is wrong."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """One trouble, for a request of this method whose path begins with `path`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Described:
+    """What every description of faults says: of requests of which method, whose path begins with `path`, and how."""
 
-    kind: FaultKind
     method: str = "POST"
     path: str = _METER_EVENTS
     #: the header of `rate_limit_with_retry_after`
@@ -63,27 +62,30 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
-class SeededFaults:
-    """Faults by chance, the same for the same seed and the same order of requests. The rest as in `Fault`, for every fault drawn."""
+class Fault(_Described):
+    """One trouble, for one request."""
+
+    kind: FaultKind
+
+
+@dataclass(frozen=True, slots=True)
+class SeededFaults(_Described):
+    """Faults by chance, the same for the same seed and the same order of requests; what they share holds for every fault drawn."""
 
     seed: int
     #: by kind of fault; what is missing to 1 goes well
     probabilities: Mapping[FaultKind, float]
-    method: str = "POST"
-    path: str = _METER_EVENTS
-    retry_after_seconds: int = 1
-    deliver_after_seconds: float | None = None
-
-    def matches(self, method: str, path: str) -> bool:
-        return method == self.method and path.startswith(self.path)
 
     def fault(self, chance: float) -> Fault:
         """The fault that a number in [0, 1) stands for."""
         for kind in KINDS:
             chance -= self.probabilities.get(kind, 0.0)
             if chance < 0:
-                return Fault(kind, self.method, self.path, self.retry_after_seconds, self.deliver_after_seconds)
-        return Fault("pass", self.method, self.path)
+                return self._of(kind)
+        return self._of("pass")
+
+    def _of(self, kind: FaultKind) -> Fault:
+        return Fault(kind, **{one.name: getattr(self, one.name) for one in fields(_Described)})
 
 
 @dataclass(frozen=True, slots=True)

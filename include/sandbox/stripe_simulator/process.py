@@ -172,7 +172,14 @@ class StripeSimulator:
         deliver_after_seconds: float | None = None,
     ) -> None:
         """Let every later request of this method and beginning of a path meet a fault by chance: the same for the same seed and order."""
-        seeded = SeededFaults(seed, dict(probabilities), method, path, retry_after_seconds, deliver_after_seconds)
+        seeded = SeededFaults(
+            seed,
+            dict(probabilities),
+            method=method,
+            path=path,
+            retry_after_seconds=retry_after_seconds,
+            deliver_after_seconds=deliver_after_seconds,
+        )
         self._call("POST", "/simulator/faults/seed", dataclasses.asdict(seeded))
 
     def clear_faults(self) -> None:

@@ -59,3 +59,8 @@ def read_beside(connect: Connect, transaction: Connection, read: Callable[[Conne
 
     with ThreadPoolExecutor(max_workers=1) as thread:
         yield thread.submit(read_snapshot)
+
+
+def storable(text: str) -> str:
+    """Postgres keeps neither NUL nor half a surrogate pair; whatever answers for Stripe may send both."""
+    return text.encode("utf-8", "replace").decode().replace("\0", " ")

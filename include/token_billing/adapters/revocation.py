@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from token_billing.adapters.database import Connection
+from token_billing.adapters.database import Connection, storable
 from token_billing.adapters.queries import queries
 from token_billing.model import Disowned, QuarantineReason, ReportState, RevocableReport
 from token_billing.windows import Side, Window
@@ -34,14 +34,12 @@ def disown(db: Connection, report: RevocableReport) -> int:
 
 def note_revocation(db: Connection, report: RevocableReport, disowned: Disowned, revoked_by: str, *, resent: bool, now: datetime) -> None:
     """Writes down who took the report's generation back, and on what evidence."""
-    # Postgres keeps neither NUL nor half a surrogate pair; what Stripe says may hold both.
-    evidence = disowned.evidence.encode("utf-8", "replace").decode().replace("\0", " ").strip()
     parameters = {
         "id": report.id,
         "generation": report.generation,
         "identifier": report.identifier,
         "cause": disowned.cause,
-        "evidence": evidence,
+        "evidence": storable(disowned.evidence).strip(),
         "row_count": report.row_count,
         "token_count": report.token_count,
         "was_billed": report.was_billed,

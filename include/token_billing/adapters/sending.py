@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from psycopg.types.json import Jsonb
 
-from token_billing.adapters.database import Connection
+from token_billing.adapters.database import Connection, storable
 from token_billing.adapters.queries import queries
 from token_billing.model import (
     Accepted,
@@ -163,16 +163,11 @@ def record_outcomes(db: Connection, results: Sequence[AttemptResult], now: datet
             "may_have_arrived": result.may_have_arrived,
             "key_number": result.key_number,
             "http_status": getattr(result.outcome, "http_status", None),
-            "message": _storable(getattr(result.outcome, "message", None)),
+            "message": storable(getattr(result.outcome, "message", None) or "") or None,
         }
         for result in results
     ]
     db.execute(PUSH["record_outcomes"], {"now": now, "outcomes": Jsonb(outcomes)})
-
-
-def _storable(message: str | None) -> str | None:
-    """Postgres keeps neither NUL nor half a surrogate pair; whatever answers for Stripe may send both."""
-    return message and message.encode("utf-8", "replace").decode().replace("\0", " ")
 
 
 def _state_after(result: AttemptResult) -> ReportState:

@@ -17,7 +17,8 @@ WHERE last_fence.snapshot IS NULL OR NOT pg_visible_in_snapshot(unbilled.recorde
 UNION
 SELECT window_start
 FROM billing.usage_report report
-WHERE state IN ('frozen', 'sending', 'unresolved', 'accepted', 'revoked') AND frozen_at < %(run_is_over_before)s AND window_start >= %(waiting_since)s
+WHERE window_start >= %(waiting_since)s AND frozen_at < %(run_is_over_before)s
+  AND state IN ('frozen', 'sending', 'unresolved', 'accepted', 'revoked')
   AND NOT EXISTS (SELECT FROM billing.hold WHERE hold.report_id = report.id AND hold.decision IS NULL)
 ORDER BY window_start
 LIMIT %(most)s

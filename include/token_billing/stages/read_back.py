@@ -13,9 +13,7 @@ from token_billing.windows import MINUTE, Window
 log = logging.getLogger(__name__)
 
 
-async def read_back(
-    db: Connection, stripe: StripeGateway, identity: LedgerIdentity, window: Window, shard: Shard, clock: Clock
-) -> Counter[ReadBack]:
+async def read_back(db: Connection, stripe: StripeGateway, identity: LedgerIdentity, window: Window, shard: Shard, clock: Clock) -> None:
     """Reads the minute of every report of the shard that may have arrived but is too old for a blind resend. What is present is
     accepted; what is absent twice, a day apart, may be sent again as a new generation; anything else stays for a person."""
     found: Counter[ReadBack] = Counter()
@@ -27,7 +25,6 @@ async def read_back(
     if found:
         told = ", ".join(f"{count} {verdict}" for verdict, count in found.items())
         log.info("window %s: of the reports too old to be resent blindly, Stripe's summaries show %s", window, told)
-    return found
 
 
 def _act_on(db: Connection, identity: LedgerIdentity, window: Window, report: DoubtfulReport, verdict: ReadBack, clock: Clock) -> None:
