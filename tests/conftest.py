@@ -47,6 +47,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(group))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Two stacks side by side would take each other's ports: rather no test than tests that are not grouped."""
+    if getattr(session.config.option, "loadgroup", False) and not all("@" in item.nodeid for item in session.items):
+        raise pytest.UsageError("pytest-xdist did not group the tests; see the note at pytest in pyproject.toml")
+
+
 @pytest.fixture(scope="session")
 def postgres() -> PostgresServer:
     """The tests' server: killed clients lose nothing, a power cut everything."""

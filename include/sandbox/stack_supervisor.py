@@ -78,6 +78,13 @@ class Part:
     def has_ended(self) -> bool:
         return self.child.poll() is not None
 
+    def listens(self) -> bool:
+        """Whether it, not a child of it, has a port open."""
+        with suppress(psutil.Error):
+            connections = psutil.Process(self.child.pid).net_connections("tcp4")
+            return any(connection.status == psutil.CONN_LISTEN for connection in connections)
+        return False
+
     def how_it_ended(self) -> str:
         code = self.child.returncode
         return f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
@@ -149,11 +156,12 @@ class Supervisor:
         started_at = datetime.now(UTC)
         api = AirflowApi(self._url)
         # Logs are read from the disk; the servers for them would listen on every address.
-        self._begin(
+        server = self._begin(
             "api-server", ["airflow", "api-server", "--host", "127.0.0.1", "--port", str(airflow_port), "--workers", "1"], environment
         )
         self._begin("dag-processor", ["airflow", "dag-processor"], environment)
-        self._wait("the api-server", HEALTHY_SECONDS, lambda: _answers(f"{api.url}/api/v2/monitor/health"))
+        # Another program may have taken the port since it was free, and may even be another Airflow.
+        self._wait("the api-server", HEALTHY_SECONDS, lambda: server.listens() and _answers(f"{api.url}/api/v2/monitor/health"))
         self.say("  api-server is there")
         # Only now: a task that finds no api-server to report to fails, and is tried again minutes later.
         self._begin("scheduler", ["airflow", "scheduler", "--skip-serve-logs"], environment)

@@ -52,6 +52,23 @@ def servers(airflow, *commands: tuple[str, ...]) -> Iterator[dict[str, subproces
             server.wait(timeout=10)
 
 
+@contextmanager
+def api_server(airflow) -> Iterator[str]:
+    """Airflow's API server, once it answers, by its URL: a task that finds none to report to fails at once."""
+    port = airflow.environ["API_PORT"]
+    url = f"http://127.0.0.1:{port}"
+    with servers(airflow, ("api-server", "--host", "127.0.0.1", "--port", port, "--workers", "1")):
+        give_up_at = time.monotonic() + 120
+        while True:
+            try:
+                with urllib.request.urlopen(f"{url}/execution/health", timeout=20):
+                    break
+            except OSError:
+                assert time.monotonic() < give_up_at, (airflow.home / "api-server.log").read_text()[-4000:]
+                time.sleep(0.2)
+        yield url
+
+
 def wait_for_pids(file: Path, within_s: float) -> tuple[int, int]:
     give_up_at = time.monotonic() + within_s
     while not file.exists():
@@ -100,12 +117,7 @@ def test_killed_and_hand_marked_tasks_are_told_and_the_scheduler_lives_on(schedu
         # In the metadata database, so that the scheduler has to read it there, beside its own session.
         password = json.loads(sink.connection)["password"]
         scheduled.cli("connections", "add", "alerts", "--conn-type", "generic", "--conn-password", password)
-        with servers(
-            scheduled,
-            ("api-server", "--host", "127.0.0.1", "--port", scheduled.environ["API_PORT"], "--workers", "1"),
-            ("scheduler", "--skip-serve-logs"),
-            ("dag-processor",),
-        ) as running:
+        with api_server(scheduled) as api, servers(scheduled, ("scheduler", "--skip-serve-logs"), ("dag-processor",)) as running:
 
             def scheduler_lives() -> None:
                 log = scheduled.home / "scheduler.log"
@@ -127,7 +139,7 @@ def test_killed_and_hand_marked_tasks_are_told_and_the_scheduler_lives_on(schedu
             sink.wait_for("Airflow run failed: is_killed_with_its_supervisor\n", alive=scheduler_lives)
 
             wait_for_pids(tmp_path / "is_marked_failed", within_s=30)
-            mark_failed(f"http://127.0.0.1:{scheduled.environ['API_PORT']}", "is_marked_failed")
+            mark_failed(api, "is_marked_failed")
             alert = sink.wait_for("Airflow task failed: is_marked_failed.push")
             assert "Next step: A person marked it failed" in alert and "killed or lost" not in alert
             alert = sink.wait_for("Airflow run failed: is_marked_failed\n")
@@ -143,7 +155,7 @@ def test_killed_and_hand_marked_tasks_are_told_and_the_scheduler_lives_on(schedu
             told = sink.told()
     titles = sorted(alert.splitlines()[0] for alert in told)
     assert len(titles) == len(set(titles)) == 7, f"each failure is told once: {titles}"
-    logs = "".join((scheduled.home / f"{server}.log").read_text() for server in running)
+    logs = "".join((scheduled.home / f"{server}.log").read_text() for server in ("api-server", *running))
     for title in titles:
         assert f"BILLING ALERT | {title} |" in logs, "every alert is in the log too"
     assert "UNEXPECTED COMMIT" not in logs and AlertSink.SECRET_PATH not in logs

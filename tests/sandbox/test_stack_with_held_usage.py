@@ -1,4 +1,6 @@
-"""Held usage is decided about in Airflow, by a person: through the API that the UI's "Required actions" calls."""
+"""Held usage is decided about in Airflow, by a person: through the API that the UI's "Required actions" calls.
+
+After the tests of the stack itself, which count its runs."""
 
 import time
 from collections.abc import Callable
@@ -30,6 +32,7 @@ def wait_for(question: Callable[[], Found | None], seconds: float = 120) -> Foun
 
 def test_a_person_approves_one_total_and_refuses_another(stack: SandboxStack) -> None:
     """The approved one is billed by the late run, the refused one is quarantined, and both decisions keep who made them."""
+    stack.up()
     api = stack.api()
     window = Window(last_closed_window(system_clock()).start - timedelta(days=20))
     dsn = PostgresServer(stack.home / "postgres").dsn("billing")
