@@ -1,6 +1,6 @@
 # Every target sets up what it needs by itself. No account, no Docker; root or not.
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down clean test test-servers check lint types imports docs bench crash lock
+.PHONY: help install demo up down clean test test-servers test-pooler check lint types imports docs bench crash kill-points races lock
 
 RUN := PYTHONPATH=include:plugins .venv/bin/python
 # What `make demo` bills; USAGE=file.csv[.gz] bills that file instead.
@@ -11,6 +11,11 @@ REPEATS ?= 5
 HISTORIES ?= 200
 SEED ?= 1
 SUBJECT ?= product
+# Pairs of places at which a run and the one that heals it are killed; empty is all of them.
+PAIRS ?=
+SCHEDULES ?= 500
+# How many histories at once; 0 is one a core.
+PROCESSES ?= 0
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -39,6 +44,9 @@ test: .venv/installed ## Run the tests
 test-servers: .venv/installed ## Run the tests that start Airflow's servers and a browser
 	@$(RUN) -m pytest -n 2 --dist loadgroup -m slow
 
+test-pooler: .venv/installed ## Run the tests of the billing database through pgbouncer, in transaction mode
+	@BILLING_TEST_POOLER=1 $(RUN) -m pytest -n 2 --dist loadgroup tests/pooler tests/integration $(wildcard tests/acceptance/test_report*.py)
+
 check: lint types imports docs test test-servers ## Everything that must be green: lint, types, imports, docs, all tests
 
 lint: .venv/installed
@@ -59,7 +67,14 @@ bench: .venv/installed ## Ratios of speed, each within one run
 
 crash: RUN := PYTHONPATH=include:plugins:tests:. .venv/bin/python
 crash: .venv/installed ## Random histories: HISTORIES=n SEED=s
-	@$(RUN) -m crash --histories $(HISTORIES) --seed $(SEED) --subject $(SUBJECT)
+	@$(RUN) -m crash --histories $(HISTORIES) --seed $(SEED) --subject $(SUBJECT) --processes $(PROCESSES)
+
+kill-points races: RUN := PYTHONPATH=include:plugins:tests:. .venv/bin/python
+kill-points: .venv/installed ## Kill a run everywhere, and the one that heals it: PAIRS=n of each scenario, or all
+	@$(RUN) -m crash.kill_points $(if $(PAIRS),--pairs $(PAIRS))
+
+races: .venv/installed ## Runs at once on one hour, in random schedules: SCHEDULES=n SEED=s
+	@$(RUN) -m crash.races --schedules $(SCHEDULES) --seed $(SEED)
 
 lock: .venv/installed ## Resolve the locks anew from pyproject.toml
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock" pyproject.toml -o requirements.txt

@@ -11,6 +11,7 @@ import psycopg
 from psycopg import sql
 
 from sandbox import APPLICATION_SQL
+from sandbox.kept_in_files import KeptInFiles
 from sandbox.postgres import PostgresServer
 from token_billing.adapters.database import Connect
 from token_billing.windows import Window
@@ -51,6 +52,11 @@ class Databases:
     """The databases of a server that is the benchmark's own."""
 
     server: PostgresServer
+
+    @property
+    def keeper(self) -> KeptInFiles:
+        """Keeps what Airflow would."""
+        return KeptInFiles(self.server.data_dir.parent)
 
     def make_quiet(self) -> None:
         """Has the server do nothing by itself while something is measured."""

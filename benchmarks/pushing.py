@@ -15,6 +15,7 @@ import stripe
 from benchmarks.comparison import Comparison, Say, throughput_ratio, time_ratio
 from benchmarks.databases import APPLICATION_MADE_SQL, Databases, tenant_id, usage_of_hour
 from benchmarks.seed_job import seed_job
+from sandbox.kept_in_files import KeptInFiles
 from sandbox.stripe_account import link_tenants
 from sandbox.stripe_simulator.process import StripeSimulator
 from token_billing.adapters.clock import system_clock
@@ -96,7 +97,7 @@ def _compare_push(databases: Databases, account: Account, windows: list[Window],
         databases.checkpoint()
         started = time.perf_counter()
         for shard in shards_for(frozen.pending_count):
-            push(connect, account.target, window, shard, system_clock, SETTINGS)
+            push(connect, account.target, window, shard, system_clock, SETTINGS, databases.keeper)
         ours.append(time.perf_counter() - started)
         if number:
             say(f"push, round {number} of {len(windows) - 1}: ours {ours[-1]:.2f} s, bare SDK {bare[-1]:.2f} s")
@@ -153,7 +154,7 @@ def _compare_job(databases: Databases, account: Account, windows: list[Window], 
         theirs.append(time.perf_counter() - started)
         databases.checkpoint()
         started = time.perf_counter()
-        marked = _bill(connect, window, account.target)
+        marked = _bill(connect, window, account.target, databases.keeper)
         ours.append(time.perf_counter() - started)
         if (marked_by_job, marked) != (row_count, row_count):
             raise AssertionError(f"of {row_count} rows the replaced job marked {marked_by_job}, ours {marked}")
@@ -163,10 +164,10 @@ def _compare_job(databases: Databases, account: Account, windows: list[Window], 
     return time_ratio("end_to_end", what, "the job this replaces", ours[1:], theirs[1:])
 
 
-def _bill(connect: Connect, window: Window, target: StripeTarget) -> int:
+def _bill(connect: Connect, window: Window, target: StripeTarget, keeper: KeptInFiles) -> int:
     frozen = freeze(connect, window, system_clock)
     for shard in shards_for(frozen.pending_count):
-        push(connect, target, window, shard, system_clock, SETTINGS)
+        push(connect, target, window, shard, system_clock, SETTINGS, keeper)
     return mark_billed(connect, window, system_clock).row_count
 
 

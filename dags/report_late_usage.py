@@ -2,8 +2,8 @@
 ### report_late_usage
 
 Bills, every hour, what the runs of `report_usage` have not: usage that came after its hour was billed, hours that no run ever
-covered, and reports that still waited for Stripe when their run had used up its tries. It finds those windows itself, oldest
-first and at most a hundred a run, and takes each through the same stages.
+covered, and reports that still waited for Stripe when their run had used up its tries. It finds those windows itself, at
+most a hundred a run (where there are more, late rows and waiting reports take turns), and takes each through the same stages.
 
 1. **find_future_usage** – tells of rows that are dated in hours to come; they are billed once their hour has closed.
 2. **find_late_windows** – closed windows that hold rows no freeze has seen, or reports that wait.
@@ -12,6 +12,8 @@ first and at most a hundred a run, and takes each through the same stages.
 5. **push** – sends the reports. Skipped where nothing is left to send, and while sending is paused.
 6. **mark_billed** – marks the rows of every accepted report, also when some push failed.
 7. **check_conservation** – the law of conservation for each of the windows.
+8. **cancel_surplus** – beside all that: cancels what Stripe has twice, because a worker that was stopped for a day or more sent its
+   report after another had sent it anew. Stripe cancels events for 24 hours only; what it refuses to cancel waits for a person.
 
 Safe at any time, beside any other run. Usage that Stripe no longer takes, because it came more than 35 days late, is
 quarantined with that reason.
@@ -81,7 +83,15 @@ def report_late_usage() -> None:
 
         return stages.check_conservation(window)
 
+    @task(multiple_outputs=False)
+    def cancel_surplus() -> int:
+        """How many events Stripe no longer counts twice."""
+        from billing_airflow import stages
+
+        return stages.cancel_surplus()
+
     find_future_usage()
+    cancel_surplus()
     windows = find_late_windows()
     pushed = push.expand_kwargs(plan_pushes(freeze.expand(window=windows)))
     pushed >> mark_billed.expand(window=windows) >> check_conservation.expand(window=windows)

@@ -8,16 +8,20 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import psycopg
 import pytest
 
+from pooler.pgbouncer import PROGRAM, PgBouncer, pgbouncer
 from sandbox.environment import SandboxServices, airflow_environment
 from sandbox.postgres import PostgresServer
 from sandbox.services import prepare_billing_database
 from sandbox.stripe_simulator.process import StripeSimulator
 from stack_fixture import stack as stack
+from token_billing.adapters import ledger
+from token_billing.adapters.clock import system_clock
 from world import World
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="token-billing-tests-"))
@@ -27,10 +31,13 @@ _POSTGRES = PostgresServer(_FOLDER / "postgres", durable=False)
 _POSTGRES.start()
 atexit.register(_POSTGRES.stop)
 
+#: Set by `make test-pooler`: the worlds' databases lie behind a connection pooler.
+_POOLED = os.environ.get("BILLING_TEST_POOLER", "")
+
 _NOBODY = SandboxServices("postgresql://nobody@127.0.0.1:9/none", _POSTGRES.ensure_database("airflow"), "http://127.0.0.1:9")
 _ENVIRONMENT = airflow_environment(_NOBODY, _FOLDER / "airflow", replayed=False)
 os.environ.clear()
-os.environ.update(_ENVIRONMENT, AIRFLOW__LOGGING__LOGGING_LEVEL="ERROR")
+os.environ.update(_ENVIRONMENT, AIRFLOW__LOGGING__LOGGING_LEVEL="ERROR", BILLING_TEST_POOLER=_POOLED)
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
@@ -79,18 +86,34 @@ def simulator(_simulator: StripeSimulator) -> StripeSimulator:
 
 @pytest.fixture(scope="session")
 def _adopted_template(postgres: PostgresServer) -> str:
-    """A database with the application's tables, adopted; copied for each test."""
-    prepare_billing_database(postgres.recreate_database("adopted"))
+    """A database with the application's tables, adopted but for the ledger's identity; copied for each test."""
+    dsn = postgres.recreate_database("adopted")
+    prepare_billing_database(dsn)
+    with psycopg.connect(dsn) as db:
+        db.execute("DELETE FROM billing.ledger")  # what a copy of another ledger is refused for
     return "adopted"
 
 
+@pytest.fixture(scope="session")
+def pooler(postgres: PostgresServer) -> Iterator[PgBouncer]:
+    """A connection pooler in transaction mode before the tests' server."""
+    if PROGRAM is None:
+        pytest.skip("there is no pgbouncer here; Debian's package of that name brings it")
+    with pgbouncer(postgres.port) as running:
+        yield running
+
+
 @pytest.fixture
-def billing_dsn(postgres: PostgresServer, _adopted_template: str) -> str:
+def billing_dsn(postgres: PostgresServer, _adopted_template: str, request: pytest.FixtureRequest) -> str:
     """A fresh, adopted billing database."""
-    with psycopg.connect(postgres.dsn(), autocommit=True) as admin:
+    pooled = bool(_POOLED) or "pooler" in request.fixturenames
+    pooler: PgBouncer | None = request.getfixturevalue("pooler") if pooled else None
+    with psycopg.connect(postgres.dsn(), autocommit=True) as admin, pooler.without("billing") if pooler else nullcontext():
         admin.execute("DROP DATABASE IF EXISTS billing WITH (FORCE)")
         admin.execute(f"CREATE DATABASE billing TEMPLATE {_adopted_template}")
-    return postgres.dsn("billing")
+    with psycopg.connect(postgres.dsn("billing")) as db:
+        ledger.create(db, None, system_clock())  # one of its own
+    return (pooler or postgres).dsn("billing")
 
 
 @pytest.fixture

@@ -16,12 +16,16 @@ class UnreliableNetwork:
 
     Troubles: "ok"; "answer lost" (Stripe got it, we hear nothing); "request lost" (Stripe never got it); "garbled answer"
     (Stripe got it, the answer is no JSON); a dict {"status", "headers", "error"} that is answered without forwarding, or with
-    forwarding where it says {"after": True}; a callable, which is called first and returns one of these."""
+    forwarding where it says {"after": True}; a callable, which is called first and returns one of these.
+
+    Reads are written down in `read_paths`; those of a path in `broken_paths` are answered with its status."""
 
     def __init__(self, simulator_base: str) -> None:
         self.troubles: deque[Any] = deque()
         self.always: Any = "ok"
         self.meter_event_requests: list[dict[str, str]] = []
+        self.read_paths: list[str] = []
+        self.broken_paths: dict[str, int] = {}
         self._simulator = urlsplit(simulator_base)
         network = self
 
@@ -29,6 +33,11 @@ class UnreliableNetwork:
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
+                path = self.path.split("?")[0]
+                network.read_paths.append(path)
+                if path in network.broken_paths:
+                    error = {"error": {"type": "invalid_request_error", "message": f"made up for {path}"}}
+                    return self._reply(network.broken_paths[path], {}, json.dumps(error).encode())
                 self._reply(*network._forward(self, b""))
 
             def do_POST(self) -> None:

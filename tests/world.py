@@ -1,19 +1,23 @@
 """A tenant's world in a test: rows are recorded, stages run, and three witnesses tell what became of the tokens."""
 
 import asyncio
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import psycopg
 
+from sandbox.kept_in_files import KeptInFiles
 from sandbox.stripe_account import link_tenants
 from sandbox.stripe_simulator.process import StripeSimulator
 from token_billing.adapters import ledger
 from token_billing.adapters.stripe_gateway import StripeTarget, stripe_gateway
 from token_billing.model import Conservation, PushedShard, Shard
 from token_billing.settings import PushSettings
+from token_billing.stages.cancel_surplus import cancel_surplus
 from token_billing.stages.check_conservation import check_conservation
 from token_billing.stages.freeze import freeze
 from token_billing.stages.mark_billed import mark_billed
@@ -37,6 +41,7 @@ class World:
     window: Window = field(default_factory=lambda: last_closed_window(now()))
     clock: Callable[[], datetime] = now
     stripe_base: str | None = None
+    keeper: KeptInFiles = field(default_factory=lambda: KeptInFiles(Path(os.environ["AIRFLOW_HOME"])))
 
     def connect(self) -> psycopg.Connection[Any]:
         return psycopg.connect(self.dsn)
@@ -54,6 +59,7 @@ class World:
     def link(self, *tenants: str) -> None:
         """Gives tenants a Stripe customer and a subscription."""
         with self.connect() as db:
+            db.prepare_threshold = None  # a transaction-mode pooler may stand in between
             link_tenants(db, {tenant: tenant for tenant in tenants}, self.simulator.base_url, self.simulator.api_key)
 
     def use(self, tenant: str, tokens: int, *, at: datetime | None = None, db: psycopg.Connection[Any] | None = None) -> None:
@@ -61,7 +67,7 @@ class World:
         statement = "INSERT INTO token_usage (tenant_id, model, input_tokens, output_tokens, created_at) VALUES (%s, 'm', %s, 0, %s)"
         row = (tenant, tokens, at or self.window.start + timedelta(minutes=30))
         if db is not None:
-            db.execute(statement, row)
+            db.execute(statement, row, prepare=False)  # a transaction-mode pooler may stand in between
         else:
             self.sql(statement, *row)
 
@@ -69,10 +75,13 @@ class World:
         freeze(self.connect, self.window, self.clock)
 
     def push(self, settings: PushSettings = SETTINGS) -> PushedShard:
-        return push(self.connect, self.target, self.window, Shard(0, 1), self.clock, settings)
+        return push(self.connect, self.target, self.window, Shard(0, 1), self.clock, settings, self.keeper)
 
     def mark_billed(self) -> None:
         mark_billed(self.connect, self.window, self.clock)
+
+    def cancel_surplus(self) -> int:
+        return cancel_surplus(self.connect, self.target, self.clock, SETTINGS)
 
     def bill(self) -> dict[str, int]:
         """All stages of one run; returns the window's tokens by what became of them."""

@@ -257,7 +257,7 @@ class PostgresServer:
     def _start_stopped(self) -> None:
         if self._wanted_port is not None and not is_free(self._wanted_port):
             raise PostgresError(_taken(self._wanted_port))
-        binaries = _find_binaries()
+        binaries = find_binaries()
         account, binaries = self._choose_account(binaries)
         version = _major_version(account, binaries)
         if not self._cluster.exists():
@@ -380,7 +380,7 @@ class PostgresServer:
         return port
 
 
-def _find_binaries() -> Path:
+def find_binaries() -> Path:
     """The folder of PostgreSQL's programs."""
     if named := os.environ.get("PG_BIN"):
         folder, remedy = Path(named).absolute(), "let PG_BIN name the folder that holds postgres and initdb, or unset it"

@@ -18,7 +18,19 @@ class WindowStillOpen(OperatorNeeded):
 
 
 class LedgerNotReady(OperatorNeeded):
-    """The database holds no ledger, an older one, or one that belongs to another database cluster."""
+    """The database holds no ledger, one of an older migration, or a copy that must not be billed from."""
+
+
+class RestoredDatabase(LedgerNotReady):
+    """The database is an older or a second copy of the one that was billed from, or lies in another cluster."""
+
+
+class NothingToRecover(OperatorNeeded):
+    """The database is the one that was billed from last."""
+
+
+class CannotRecover(OperatorNeeded):
+    """It cannot be told which rows of the restored database were billed."""
 
 
 class WrongStripeAccount(OperatorNeeded):
@@ -59,6 +71,10 @@ class ReportsDisagree(OperatorNeeded):
 
 class NotRevocable(OperatorNeeded):
     """The report is not one that Stripe has accepted, or not under that identifier any more."""
+
+
+class SurplusAtStripe(OperatorNeeded):
+    """Stripe counts events of ours beside the ones that count, and they can no longer be cancelled."""
 
 
 class ConservationBroken(OperatorNeeded):

@@ -18,6 +18,7 @@ from token_billing.model import (
     Undelivered,
     Unresolved,
 )
+from token_billing.surplus import Cancellation, Cancelled, GivenUpReport, NotCancellable, StillSurplus
 from token_billing.windows import Side, Window
 
 #: Stripe takes identifiers of at most 100 characters (API reference, meter events).
@@ -35,6 +36,19 @@ RESEND_LIMIT = timedelta(hours=20)
 #: Summaries are eventually consistent, without a published bound; one production system waits so long before it resends.
 ABSENCE = timedelta(hours=24)
 
+#: Stripe cancels a meter event within 24 h of its receipt (API reference, meter event adjustments).
+CANCEL_WINDOW = timedelta(hours=24)
+
+#: How long a summary may go on showing what was cancelled, or not yet show what arrived, before anything is concluded from it.
+SETTLING = timedelta(hours=6)
+
+#: How often the minute of a report that was sent anew is read for a surplus. A worker that overslept most likely wakes up soon after
+#: (its request may be on its way now), so every hourly run looks for as long as such an event could be cancelled, and some hours
+#: more; later, as long as Stripe takes the event at all, often enough to leave half of the time to cancel it.
+CLOSE_WATCH = CANCEL_WINDOW + timedelta(hours=6)
+LOOK_EVERY = timedelta(minutes=50)
+LOOK_LATER_EVERY = CANCEL_WINDOW / 2
+
 #: Stripe's meters take values of at most 15 digits.
 LARGEST_VALUE = 10**15 - 1
 
@@ -45,6 +59,7 @@ DUPLICATE_IDENTIFIER = "An event already exists with identifier"
 def identifier(ledger_id: str, tenant_id: str, window: Window, side: Side, revision: int, generation: int = 0) -> str:
     """The name under which Stripe knows a report: the same for the same report for ever, different for any other, at most
     100 characters whatever the tenant id looks like, and readable as far as that goes."""
+    # safeguard: the identifier
     identity = json.dumps([ledger_id, tenant_id, _iso(window.start), _iso(side.start), revision, generation])
     digest = hashlib.sha256(identity.encode()).hexdigest()[:40]
     return f"usage-{_iso(window.start)[:13].replace('-', '')}-r{revision}g{generation}-{digest}"
@@ -64,8 +79,10 @@ def idempotency_key(report_identifier: str, key_number: int) -> str:
 
 def cannot_be_sent(token_count: int, event_time: datetime, now: datetime) -> QuarantineReason | None:
     """Why a report must not be sent at `now`, or None if it may."""
+    # safeguard: 15 digits
     if token_count > LARGEST_VALUE:
         return QuarantineReason.TOO_MANY_DIGITS
+    # safeguard: 35 days
     if event_time < now - OLDEST_EVENT + AGE_MARGIN:
         return QuarantineReason.TOO_OLD
     return None
@@ -78,21 +95,59 @@ def may_be_sent(report: SendableReport, event_time: datetime, may_have_arrived: 
         return False
     if not may_have_arrived:
         return True
+    # safeguard: 20 hours
     return report.first_attempted_at is not None and now < report.first_attempted_at + RESEND_LIMIT
 
 
 def judge_read_back(report: DoubtfulReport, counted_tokens: int, now: datetime) -> ReadBack:
-    """What it means that Stripe's summary of the report's minute counts so many tokens. Exactly what it should hold with the report:
-    present. Exactly what it should hold without it: absent, and proven so where that has held for ABSENCE. Anything else, another
-    system's usage for instance, is for a person."""
-    if report.others_in_doubt or report.token_count == 0:
+    """What it means that Stripe's summary of the report's span counts so many tokens. Exactly what it should hold with the report, and
+    with all others that are in doubt: present. Exactly what it should hold without any of them: absent, and proven so where that has
+    held for ABSENCE. Anything else, another system's usage for instance, is for a person."""
+    if report.token_count == 0:
         return ReadBack.UNCLEAR
-    if counted_tokens == report.other_tokens + report.token_count:
+    # safeguard: exactly what the span should hold
+    if counted_tokens == report.other_tokens + report.token_count + report.doubtful_tokens:
         return ReadBack.PRESENT
+    # safeguard: anything else is for a person
     if counted_tokens != report.other_tokens:
         return ReadBack.UNCLEAR
+    # safeguard: absence for a day
     lasted = report.absent_since is not None and now >= report.absent_since + ABSENCE
     return ReadBack.PROVEN_ABSENT if lasted else ReadBack.ABSENT
+
+
+def surplus_in(report: GivenUpReport, counted_tokens: int) -> tuple[int, int]:
+    """What Stripe's summary of the report's minute holds too much: so many events under identifiers that the report gave up, and
+    tokens that those cannot explain. Each of its events has the report's own total, so only a multiple of it is theirs."""
+    excess = counted_tokens - report.expected_tokens
+    # safeguard: others in doubt in a minute
+    if excess <= 0 or report.others_in_doubt:
+        return 0, 0
+    # safeguard: only whole reports are surplus
+    count, rest = divmod(excess, report.token_count)
+    return (count, 0) if rest == 0 and count <= len(report.identifiers) else (0, excess)
+
+
+def cancellation_key(surplus_identifier: str, key_number: int) -> str:
+    """The idempotency key for cancelling an event: another one than the event's own was."""
+    # safeguard: a cancellation has a key of its own
+    return f"cancel-{idempotency_key(surplus_identifier, key_number)}"
+
+
+def classify_cancellation(answer: Answer | NoAnswer) -> Cancellation:
+    """What an answer to a cancellation means. Stripe has no code for "already cancelled", which is what a lost answer leads to: its
+    words are matched here."""
+    if isinstance(answer, NoAnswer):
+        return StillSurplus(answer.message)
+    status, message = answer.http_status, answer.message or f"HTTP {answer.http_status}"
+    if 200 <= status < 300 or ("already" in message and "cancel" in message):
+        return Cancelled()
+    if answer.replayed:
+        return StillSurplus(message, status, new_key=True)
+    # safeguard: only a refusal ends a cancellation
+    if status in (400, 402, 404, 422) and answer.error_type != "idempotency_error":
+        return NotCancellable(message)
+    return StillSurplus(message, status)
 
 
 def classify(answer: Answer | NoAnswer, *, may_have_arrived: bool) -> Outcome:
@@ -101,22 +156,27 @@ def classify(answer: Answer | NoAnswer, *, may_have_arrived: bool) -> Outcome:
     Unknown is never failed: whatever does not prove that Stripe counted the report, refused it or did nothing is unresolved.
     """
     if isinstance(answer, NoAnswer):
+        # safeguard: no answer is no failure
         return Undelivered(answer.message) if answer.never_left else Unresolved(answer.message)
     status, message = answer.http_status, answer.message or f"HTTP {answer.http_status}"
     if 200 <= status < 300:
         return Accepted()
+    # safeguard: a stored error gets another key
     if answer.replayed:
         return Unresolved(message, status, may_have_arrived, new_key=True)
     if status in (401, 403):
         return Undelivered(message, status, try_again=False)
     if status == 429:
         return Undelivered(message, status, retry_after_s=answer.retry_after_s)
+    # safeguard: a duplicate refusal needs a recorded attempt
     if status == 400 and message.startswith(DUPLICATE_IDENTIFIER):
         if may_have_arrived:
             return Accepted()
         return Unresolved(f"{message} This ledger has recorded no attempt that could have done it.", status, False, try_again=False)
+    # safeguard: a reused key is no refusal
     if answer.error_type == "idempotency_error":
         return Unresolved(message, status, may_have_arrived, try_again=False)
+    # safeguard: a refusal after an unknown answer
     if status in (400, 402, 404, 422):
         if may_have_arrived:
             return Unresolved(f"refused after an attempt without a known answer: {message}", status, try_again=False)

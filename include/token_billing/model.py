@@ -6,6 +6,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
+from token_billing.periods import BillingPeriod
+from token_billing.rating import Price
 from token_billing.windows import Side, Window
 
 #: The one clock that decides "closed", "20 hours" and "35 days"; returns timezone-aware UTC.
@@ -37,6 +39,7 @@ class QuarantineReason(StrEnum):
     BEFORE_ADOPTION = "before_adoption"
     REFUSED_AT_GATE = "refused_at_gate"
     DISOWNED = "disowned"
+    PERIOD_INVOICED = "period_invoiced"
 
 
 @dataclass(frozen=True)
@@ -52,11 +55,48 @@ class StripeAccount:
 
 @dataclass(frozen=True)
 class LedgerIdentity:
-    """What the ledger is pinned to. `cut_over`: usage before this hour was another job's to bill."""
+    """What the ledger is pinned to. `cut_over`: usage before this hour was another job's to bill. `recovered_at`: when it was last
+    recovered from an older copy, which may have forgotten what was sent of the hours that had ended by then."""
 
     ledger_id: str
     account: StripeAccount | None
     cut_over: datetime | None
+    recovered_at: datetime | None = None
+
+    def may_have_forgotten(self, window: Window) -> bool:
+        """Whether reports of the window may have been sent without this ledger's knowledge."""
+        # safeguard: what a restored database may have forgotten
+        return self.recovered_at is not None and window.end <= self.recovered_at
+
+
+@dataclass(frozen=True)
+class LedgerMark:
+    """How far a ledger is: what no older copy of it can have reached, and no other copy any more."""
+
+    epoch: int
+    noted_attempts: int
+
+
+@dataclass(frozen=True)
+class LedgerCopy:
+    """A ledger as it lies in the database at hand, whether or not it may be billed from."""
+
+    identity: LedgerIdentity
+    mark: LedgerMark
+    #: the clusters it was made for, and lies in
+    pinned_cluster: int
+    this_cluster: int
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What a recovery found and did. `xid_shift`: how much was added to this cluster's transaction ids, all recoveries together;
+    `doubtful_reports`: so many reports are read back before anything of them is sent."""
+
+    cause: str
+    epoch: int
+    xid_shift: int
+    doubtful_reports: int
 
 
 class Meter(NamedTuple):
@@ -70,12 +110,17 @@ class Meter(NamedTuple):
 
 @dataclass(frozen=True)
 class MeteredItem:
-    """A subscription item and the meter its price is backed by; `problem` says why usage cannot be reported to it."""
+    """A subscription item, the meter its price is backed by, and its present billing period; `problem` says why usage cannot be
+    reported to it. `price` is None where it could not be read: then its usage has no known value in money."""
 
     usage_item_id: str
     price_id: str | None = None
     meter: Meter | None = None
     problem: str | None = None
+    subscription_id: str | None = None
+    period: BillingPeriod | None = None
+    is_first_period: bool = False
+    price: Price | None = None
 
 
 class Destination(NamedTuple):
@@ -84,6 +129,11 @@ class Destination(NamedTuple):
     customer_id: str
     usage_item_id: str
     meter: Meter
+
+    @property
+    def lease(self) -> tuple[str, str]:
+        """What a lease covers: customer id and event name."""
+        return self.customer_id, self.meter.event_name
 
 
 @dataclass(frozen=True)
@@ -183,6 +233,7 @@ class AttemptResult(NamedTuple):
 
     report_id: int
     attempt: int
+    identifier: str
     outcome: Outcome
     may_have_arrived: bool
     key_number: int
@@ -191,23 +242,31 @@ class AttemptResult(NamedTuple):
 
 @dataclass(frozen=True)
 class DoubtfulReport:
-    """A report that may have arrived but is too old to be resent: only Stripe's summary of its own minute can tell.
+    """A report that may have arrived but must not be resent: only Stripe's summary of its own minute can tell, or that of its whole
+    hour where the database may have forgotten when it was dated.
 
-    `other_tokens`: what the minute must hold of the customer's other reports; `others_in_doubt`: whether some of those are
-    without an answer too. `absent_since`: when the summary was first seen without it."""
+    `other_tokens`: what that span must hold of the customer's other reports; `doubtful_tokens`: what it holds besides if those of them
+    arrived that are in doubt too. `absent_since`: when the summary was first seen without it."""
 
     id: int
     tenant_id: str
     side: Side
+    span: Side
     revision: int
     generation: int
     token_count: int
     customer_id: str
     meter_id: str
-    minute: datetime
+    event_name: str
+    forgotten: bool
     absent_since: datetime | None
     other_tokens: int
-    others_in_doubt: bool
+    doubtful_tokens: int
+
+    @property
+    def lease(self) -> tuple[str, str]:
+        """What a lease covers: customer id and event name."""
+        return self.customer_id, self.event_name
 
 
 class ReadBack(StrEnum):
@@ -344,6 +403,7 @@ class Conservation:
 
     @property
     def holds(self) -> bool:
+        # safeguard: billed rows are those of billed reports
         return self.holds_beside_another_job and self.marked_tokens == self.billed_tokens
 
     @property

@@ -60,6 +60,7 @@ class Side:
         if not used:
             return first + EVENT_OFFSET
         taken = Counter((_minute_of(time) - first) // MINUTE for time in used)
+        # safeguard: a minute of its own
         least_used = min(range(minute_count), key=lambda minute: (taken[minute], minute))
         return first + least_used * MINUTE + EVENT_OFFSET
 
@@ -72,6 +73,7 @@ def window_of(interval_start: datetime | None, interval_end: datetime | None) ->
             "or use a backfill: airflow backfill create --dag-id report_usage --from-date … --to-date …"
         )
     window = Window(interval_start)
+    # safeguard: a run covers one hour
     if interval_end - interval_start != HOUR:
         raise BadWindow(f"the data interval {interval_start.isoformat()} to {interval_end.isoformat()} is not one UTC hour")
     return window
@@ -79,9 +81,11 @@ def window_of(interval_start: datetime | None, interval_end: datetime | None) ->
 
 def require_closed(window: Window, now: datetime) -> None:
     """Raises WindowStillOpen where the window has not ended by `now`."""
+    # safeguard: a window is closed
     if now < window.end:
+        why = "is still open" if now >= window.start else "has not begun"
         raise WindowStillOpen(
-            f"window {window} is still open at {now:%Y-%m-%dT%H:%M:%SZ}: its usage is not complete. "
+            f"window {window} {why} at {now:%Y-%m-%dT%H:%M:%SZ}: its usage is not complete. "
             f"Run it again after {window.end:%Y-%m-%dT%H:%MZ}."
         )
 

@@ -1,5 +1,6 @@
 """Commands for operators, with the connections that the DAGs use: `python -m billing_airflow …`."""
 
+import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,17 @@ def adopt(
 
 
 @app.command()
+def recover(by: Annotated[str, typer.Option(help="Who recovers.", default_factory=getuser)]) -> None:
+    """Let a restored or copied database take the place of the one that was billed from. Every other copy is refused from then on."""
+    from billing_airflow.connections import billing_clock, billing_db
+    from billing_airflow.variables import AirflowVariables
+    from token_billing.stages.recover import recover as run
+
+    with _refusals("not recovered"):
+        run(billing_db, AirflowVariables(), billing_clock(), recovered_by=by)
+
+
+@app.command()
 def pause(
     reason: Annotated[str, typer.Option(help="Why; whoever finds a push skipped reads it.")],
     by: Annotated[str, typer.Option(help="Who pauses.", default_factory=getuser)],
@@ -68,13 +80,25 @@ def revoke(
     quarantine: Annotated[bool, typer.Option("--quarantine", help="Keep it aside instead of sending it anew.")] = False,
 ) -> None:
     """Give back the rows of a report that Stripe accepted and disowned later, and send it anew under another identifier."""
-    from billing_airflow.connections import billing_clock, billing_db
+    from billing_airflow.connections import billing_clock, newest_billing_db
     from token_billing.model import Disowned, RevocationCause
     from token_billing.stages.revoke import revoke as run
 
     with _refusals("not revoked"):
         disowned = Disowned(report_id, RevocationCause.OPERATOR, evidence)
-        run(billing_db, disowned, billing_clock(), revoked_by=by, resend=not quarantine)
+        run(newest_billing_db(), disowned, billing_clock(), revoked_by=by, resend=not quarantine)
+
+
+@app.command()
+def quarantined(as_json: Annotated[bool, typer.Option("--json", help="For programs, with amounts in the minor unit.")] = False) -> None:
+    """List what is kept aside, in tokens and in what it would add to its period's bill."""
+    from billing_airflow.connections import billing_db
+    from billing_airflow.quarantined_table import as_records, as_table
+    from token_billing.stages.quarantined import quarantined_usage
+
+    with _refusals("not listed"):
+        usages = quarantined_usage(billing_db)
+        typer.echo(json.dumps(as_records(usages), indent=2) if as_json else as_table(usages))
 
 
 @app.command()
@@ -98,11 +122,11 @@ def decide(
     by: Annotated[str, typer.Option(help="Who decides.", default_factory=getuser)],
 ) -> None:
     """Approve or refuse a held report."""
-    from billing_airflow.connections import billing_clock, billing_db
+    from billing_airflow.connections import billing_clock, newest_billing_db
     from token_billing.stages.hold import decide as run
 
     with _refusals("not decided"):
-        run(billing_db, report_id, approve=approve, by=by, clock=billing_clock())
+        run(newest_billing_db(), report_id, approve=approve, by=by, clock=billing_clock())
 
 
 @contextmanager

@@ -6,11 +6,14 @@ from airflow.exceptions import AirflowNotFoundException
 from airflow.providers.postgres.hooks.postgres import PostgresHook
 from airflow.sdk import BaseHook, Connection
 
+from billing_airflow.variables import AirflowVariables
 from token_billing.adapters.clock import replayed_clock, system_clock
+from token_billing.adapters.database import Connect
 from token_billing.adapters.database import Connection as DatabaseConnection
 from token_billing.adapters.stripe_gateway import StripeTarget
 from token_billing.errors import OperatorNeeded
 from token_billing.model import Clock
+from token_billing.stages.kept_mark import require_newest
 from token_billing.targets import STRIPE_BASE, is_loopback
 
 BILLING_DB = "billing_db"
@@ -26,6 +29,13 @@ def billing_db() -> DatabaseConnection:
     return connection
 
 
+def newest_billing_db() -> Connect:
+    """Opens connections to the database of connection `billing_db`, once it is clear that it is not an older copy of it."""
+    # safeguard: every task compares the kept mark
+    require_newest(billing_db, AirflowVariables())
+    return billing_db
+
+
 def stripe_target() -> StripeTarget:
     """Which Stripe: connection `stripe_default`, else the setting STRIPE_SECRET_KEY; inside the sandbox only its simulator."""
     try:
@@ -38,6 +48,7 @@ def stripe_target() -> StripeTarget:
             f"connection `{STRIPE_DEFAULT}` does not exist or has no password; put the Stripe secret key there "
             "(or set AIRFLOW_CONN_STRIPE_DEFAULT, or STRIPE_SECRET_KEY)"
         )
+    # safeguard: tasks in the sandbox stay in it
     return StripeTarget(secret_key, base, sandbox=os.environ.get("BILLING_SANDBOX") == "1")
 
 
@@ -53,4 +64,5 @@ def _base(connection: Connection) -> str:
 def billing_clock() -> Clock:
     """The system's clock, or the replayed one that the sandbox names."""
     url = os.environ.get("BILLING_CLOCK_URL")
+    # safeguard: the clock of the sandbox
     return replayed_clock(url) if url and os.environ.get("BILLING_SANDBOX") == "1" else system_clock

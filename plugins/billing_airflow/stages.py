@@ -7,10 +7,13 @@ from typing import Any
 from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowSkipException
 
-from billing_airflow.connections import billing_clock, billing_db, stripe_target
+from billing_airflow.connections import billing_clock, billing_db, newest_billing_db, stripe_target
+from billing_airflow.variables import AirflowVariables
+from token_billing.adapters.database import Connect
 from token_billing.errors import SendingPaused
 from token_billing.model import Shard
 from token_billing.settings import PushSettings, shards_for
+from token_billing.stages import cancel_surplus as cancelling
 from token_billing.stages import check_conservation as checking
 from token_billing.stages import freeze as freezing
 from token_billing.stages import hold, late_usage
@@ -26,23 +29,18 @@ def run_window(context: Context) -> str:
 
 
 def late_windows() -> list[str]:
-    """The starts of the closed windows that hold something left to bill, in a database adopted now if none of it was billed before."""
-    clock = billing_clock()
-    adopt_if_new(billing_db, clock)
-    return [window.start.isoformat() for window in late_usage.late_windows(billing_db, clock)]
+    """The starts of the closed windows that hold something left to bill."""
+    return [window.start.isoformat() for window in late_usage.late_windows(_adopted_db(), billing_clock())]
 
 
 def future_usage() -> dict[str, int]:
     """Tokens by tenant that are dated in hours to come."""
-    return {tenant_id: tokens for tenant_id, (_, tokens) in late_usage.future_usage(billing_db, billing_clock()).items()}
+    return {tenant_id: tokens for tenant_id, (_, tokens) in late_usage.future_usage(_adopted_db(), billing_clock()).items()}
 
 
 def freeze(window: str) -> list[list[int]]:
-    """Freezes the window, in a database adopted now if none of it was billed before; returns the shards to push, as
-    [number, count]: none where nothing is left to send."""
-    clock = billing_clock()
-    adopt_if_new(billing_db, clock)
-    frozen = freezing.freeze(billing_db, _window(window), clock)
+    """Freezes the window; returns the shards to push, as [number, count]: none where nothing is left to send."""
+    frozen = freezing.freeze(_adopted_db(), _window(window), billing_clock())
     return [[shard.number, shard.count] for shard in shards_for(frozen.pending_count)]
 
 
@@ -51,10 +49,16 @@ def push(window: str, shard: list[int]) -> dict[str, int]:
     target = stripe_target()
     settings = PushSettings.from_environment(target.secret_key)
     try:
-        pushed = pushing.push(billing_db, target, _window(window), Shard(*shard), billing_clock(), settings)
+        pushed = pushing.push(newest_billing_db(), target, _window(window), Shard(*shard), billing_clock(), settings, AirflowVariables())
     except SendingPaused as pause:
         raise AirflowSkipException(str(pause)) from pause
     return {str(state): count for state, count in pushed.reports.items()}
+
+
+def cancel_surplus() -> int:
+    """Cancels what Stripe counts twice; returns how many events."""
+    target = stripe_target()
+    return cancelling.cancel_surplus(_adopted_db(), target, billing_clock(), PushSettings.from_environment(target.secret_key))
 
 
 def questions_about_held() -> list[dict[str, Any]]:
@@ -68,26 +72,32 @@ def questions_about_held() -> list[dict[str, Any]]:
                 f"*Approve* has report {held.report_id} sent to Stripe within the hour, *Refuse* quarantines it. Nothing else waits for it."
             ),
         }
-        for held in hold.take_questions(billing_db, billing_clock())
+        for held in hold.take_questions(_adopted_db(), billing_clock())
     ]
 
 
 def decide(report_id: int, approve: bool, user: Any) -> str:
     """Carries a person's decision out; `user` as Airflow tells who answered."""
     by = str(user.get("name") or user.get("id") if isinstance(user, dict) else user or "somebody")
-    hold.decide(billing_db, report_id, approve=approve, by=by, clock=billing_clock())
+    hold.decide(newest_billing_db(), report_id, approve=approve, by=by, clock=billing_clock())
     return f"{'approved' if approve else 'refused'} by {by}"
 
 
 def mark_billed(window: str) -> dict[str, int]:
     """Marks the rows of the window's accepted reports; returns how many reports and rows."""
-    marked = marking.mark_billed(billing_db, _window(window), billing_clock())
+    marked = marking.mark_billed(newest_billing_db(), _window(window), billing_clock())
     return {"reports": marked.report_count, "rows": marked.row_count}
 
 
 def check_conservation(window: str) -> dict[str, int]:
     """The window's tokens by what became of them."""
-    return checking.check_conservation(billing_db, _window(window))
+    return checking.check_conservation(newest_billing_db(), _window(window))
+
+
+def _adopted_db() -> Connect:
+    """The billing database, adopted now if none of it was billed before: whatever runs first finds it so."""
+    adopt_if_new(newest_billing_db(), billing_clock())
+    return billing_db
 
 
 def _window(start: str) -> Window:

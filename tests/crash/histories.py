@@ -1,65 +1,71 @@
 """Random histories: tenants use tokens, hours are billed, everything goes wrong on the way, and in the end every token is billed once.
 
-`Histories` lives a plan, heals the world and compares the three witnesses: the rows,
-the ledger and Stripe. What goes wrong is in `faults`."""
+`Histories` lives a plan and heals the world; the oracle then says what became of the tokens."""
 
 import threading
 import time
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, redirect_stdout, suppress
+from contextlib import ExitStack, contextmanager, redirect_stdout, suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
-from urllib.error import HTTPError
-from urllib.request import ProxyHandler, build_opener
-from urllib.request import Request as HttpRequest
 
+import psycopg
 import stripe
 from benchmarks.seed_job import seed_job
 
-from crash.faults import (
-    LATE_COMMIT_S,
-    WORKER,
-    Connection,
-    Network,
-    Pool,
-    SyncTransport,
-    Worker,
-    doors,
-)
+from crash import oracle
+from crash.backups import back_up, restore
+from crash.faults import Kill
+from crash.network import SyncTransport, doors
+from crash.planner import make_plan
 from crash.plans import (
     EPOCH,
-    LINKED,
-    MOST_READ_BACKS,
-    UNLINKED,
-    UNTROUBLED,
-    Attempt,
+    BackUp,
     Bill,
+    ClockJump,
+    Decide,
+    Disown,
     EndWriter,
+    Foreign,
     Outage,
     Pass,
+    Pause,
     Plan,
     Record,
+    Relink,
+    Restore,
+    Resume,
+    Revoke,
+    Run,
     Step,
-    make_plan,
 )
 from crash.result import Result
-from sandbox.stripe_account import link_tenants
+from crash.scene import Scene
+from crash.stripe_account import StripeAccount
+from crash.workers import LATE_COMMIT_S, WORKER, Connection, Pool, Worker
+from sandbox.kept_in_files import KeptInFiles
 from sandbox.stripe_simulator.process import StripeSimulator
-from token_billing.adapters import ledger
 from token_billing.adapters.stripe_gateway import StripeTarget
-from token_billing.errors import ReportsLeftOver, StripeUnavailable
-from token_billing.model import Shard
-from token_billing.settings import PushSettings
+from token_billing.errors import NothingToRecover, ReportsLeftOver, RestoredDatabase, SendingPaused, StripeUnavailable, WindowStillOpen
+from token_billing.model import Clock, Shard
+from token_billing.settings import Gates, PushSettings
 from token_billing.stages.check_conservation import check_conservation
 from token_billing.stages.freeze import freeze
+from token_billing.stages.kept_mark import require_newest
 from token_billing.stages.late_usage import late_windows
 from token_billing.stages.mark_billed import mark_billed
 from token_billing.stages.push import push
+from token_billing.stages.recover import recover
 from token_billing.windows import Window
 
 Subject = Literal["product", "replaced"]
+
+#: After so many rounds, 25 h apart, nothing may be open any more: twice absent, a new generation, disowned again, and some to spare.
+MOST_ROUNDS = 8
 
 
 class Histories:
@@ -67,12 +73,15 @@ class Histories:
 
     def __init__(self, dsn: str, simulator: StripeSimulator, subject: Subject = "product") -> None:
         self._simulator, self._subject = simulator, subject
-        self._pool = Pool(dsn)
+        self._account = StripeAccount(simulator)
+        self._dsn, self._pool = dsn, Pool(dsn)
         self._resources = ExitStack()
+        self._folder = Path(self._resources.enter_context(TemporaryDirectory(prefix="histories-")))
 
     def __enter__(self) -> "Histories":
         self._resources.callback(self._pool.close)
-        self._resources.enter_context(doors(lambda: self._network))
+        self._resources.callback(self._account.close)
+        self._resources.enter_context(doors(lambda: self._scene.network))
         if self._subject == "replaced":
             self._resources.enter_context(redirect_stdout(StringIO()))  # its failures are prints
         return self
@@ -89,155 +98,122 @@ class Histories:
             raise
 
     def _live(self, plan: Plan) -> Result:
-        self._result = Result(plan.seed)
+        self._plan, self._result = plan, Result(plan.seed)
         self._figures = self._result.figures
-        self._now = EPOCH
-        self._network = Network(lambda: self._now, self._figures)
-        self._writers: dict[int, Connection] = {}
         self._late_commits: list[threading.Timer] = []
-        self._windows: set[Window] = set()
-        self._empty()
-        self._link(plan.unlinked_kind)
+        for kept in self._folder.iterdir():
+            kept.unlink()
+        self._scene = Scene(self._pool, self._account, plan.unlinked_kind, self._figures)
         try:
             for step in plan.steps:
                 self._do(step)
             self._heal()
         finally:
-            for timer in self._late_commits:
-                timer.join()
-            for writer in self._writers.values():
-                writer.close()
-        self._compare()
+            self._wait_for_late_commits()
+            self._scene.close()
+        self._judge()
         self._figures["histories"] += 1
         return self._result
-
-    # --- the world ---
-
-    def _empty(self) -> None:
-        with self._pool.connect() as db:
-            tables = [
-                table
-                for (table,) in db.execute(
-                    "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables "
-                    "WHERE schemaname = 'billing' AND tablename NOT IN ('ledger', 'migration')"
-                )
-            ]
-            db.execute("SET LOCAL session_replication_role = replica")  # rows may be deleted, only here
-            db.execute("; ".join(f"DELETE FROM {table}" for table in [*tables, "token_usage", "tenants"]))
-            db.execute("UPDATE billing.ledger SET stripe_account_id = NULL, stripe_livemode = NULL, pinned_at = NULL")
-        self._simulator.reset(clock=EPOCH)
-
-    def _link(self, unlinked_kind: str) -> None:
-        alone = [tenant for tenant in LINKED if tenant != "b"]
-        with self._pool.connect() as db:
-            link_tenants(db, {tenant: tenant for tenant in alone}, self._simulator.base_url, self._simulator.api_key)
-            db.execute(
-                "INSERT INTO tenants SELECT 'b', 'b', stripe_customer_id, stripe_subscription_id, stripe_usage_item_id "
-                "FROM tenants WHERE id = 'a'"
-            )
-            if unlinked_kind != "unknown tenant":
-                customer = "cus_without_item" if unlinked_kind == "no subscription item" else None
-                db.execute("INSERT INTO tenants (id, stripe_customer_id) VALUES (%s, %s)", (UNLINKED, customer))
-            self._customers = dict(db.execute("SELECT id, stripe_customer_id FROM tenants WHERE id <> %s", (UNLINKED,)).fetchall())
-        self._network.customer_numbers = {customer: ord(tenant) for tenant, customer in reversed(self._customers.items())}
 
     def _do(self, step: Step) -> None:
         match step:
             case Pass(minutes):
-                self._pass(timedelta(minutes=minutes))
+                self._scene.pass_time(timedelta(minutes=minutes))
             case Record():
-                self._record(step)
+                self._scene.record(step)
             case EndWriter(writer, commit):
-                self._end_writer(writer, commit)
+                self._scene.end_writer(writer, commit)
             case Outage(kind, minutes):
                 self._figures["outages"] += 1
-                self._network.outage = (kind, self._now + timedelta(minutes=minutes))
+                self._scene.network.outage = (kind, self._scene.now + timedelta(minutes=minutes))
+            case ClockJump(minutes):
+                self._figures["clock jumps"] += 1
+                self._scene.clock_off = timedelta(minutes=minutes)
+            case Disown():
+                self._scene.disown(step)
+            case Foreign(events):
+                self._scene.report_foreign(events)
             case Bill():
                 self._bill(step)
-
-    def _pass(self, span: timedelta) -> None:
-        if not span:
-            return
-        if span > timedelta(hours=1):
-            self._let_everything_arrive()  # no request is under way for longer
-        self._now += span
-        self._simulator.set_clock(self._now)
-
-    def _let_everything_arrive(self) -> None:
-        opener = build_opener(ProxyHandler({}))
-        for _, late in self._network.under_way:
-            self._figures["effects after recovery began"] += 1
-            with (
-                suppress(HTTPError),
-                opener.open(HttpRequest(late.url, str(late.body).encode(), dict(late.headers), method="POST"), timeout=20) as answer,
-            ):
-                answer.read()
-        self._network.under_way.clear()
-
-    def _record(self, step: Record) -> None:
-        times = [EPOCH + timedelta(minutes=minute, seconds=7) for _, minute, _, _ in step.rows]
-        self._windows |= {Window(at.replace(minute=0, second=0)) for at in times}
-        late = sum(at < self._now.replace(minute=0, second=0) for at in times)
-        db = self._pool.connect()
-        db.execute(
-            "INSERT INTO token_usage (tenant_id, model, input_tokens, output_tokens, created_at) "
-            "SELECT tenant, 'm', input, output, at "
-            "FROM unnest(%s::text[], %s::integer[], %s::integer[], %s::timestamptz[]) AS new (tenant, input, output, at)",
-            ([row[0] for row in step.rows], [row[2] for row in step.rows], [row[3] for row in step.rows], times),
-        )
-        if step.writer is not None:
-            self._writers[step.writer] = db
-            return
-        self._figures["late rows"] += 0 if step.rolled_back else late
-        self._figures["writers rolled back"] += step.rolled_back
-        if step.rolled_back:
-            db.rollback()
-        else:
-            db.commit()
-        self._pool.give_back(db)
-
-    def _end_writer(self, number: int, commit: bool) -> None:
-        writer = self._writers.pop(number)
-        self._figures["long writers committed" if commit else "writers rolled back"] += 1
-        if commit:
-            writer.commit()
-        else:
-            writer.rollback()
-        self._pool.give_back(writer)
+            case BackUp():
+                self._wait_for_late_commits()
+                self._pool.close()
+                back_up(self._dsn)
+            case Restore():
+                self._restore(step)
+            case Pause() | Resume() | Decide() | Relink() | Revoke():
+                self._act(step)
 
     # --- runs ---
 
     def _bill(self, step: Bill) -> None:
-        window = None if step.hour is None else Window(EPOCH + timedelta(hours=step.hour))
-        if len(step.attempts) == 1:
-            return self._run(window, step.attempts[0])
-        self._figures["runs beside another"] += len(step.attempts)
-        attempts = [
-            threading.Thread(target=self._run, args=(window, Attempt(one.kill, one.troubles, one.looks, one.tries, one.shard_count)))
-            for one in step.attempts
-        ]
-        for attempt in attempts:
-            attempt.start()
-        for attempt in attempts:
-            attempt.join()
+        if len(step.runs) == 1 and not step.acts:
+            return self._run(step.runs[0])
+        self._figures["runs beside another"] += len(step.runs) if len(step.runs) > 1 else 0
+        # Time stands still while several are at work.
+        threads = [threading.Thread(target=self._run, args=(replace(run, pauses=()),)) for run in step.runs]
+        threads += [threading.Thread(target=self._act, args=(act,)) for act in step.acts]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
 
-    def _run(self, window: Window | None, attempt: Attempt = UNTROUBLED) -> None:
+    def _restore(self, step: Restore) -> None:
+        """As the runbook says: whoever meets the copy is refused, then somebody recovers it."""
+        self._figures["restores"] += 1
+        self._wait_for_late_commits()
+        self._scene.let_everything_arrive()
+        self._pool.close()
+        restore(self._dsn)
+        self._scene.restored = True
+        if self._subject == "replaced":
+            return
+        self._run(replace(step.meeting_it, pauses=()))
+        for kill in (step.kill, None) if step.kill else (None,):
+            with self._working("a recovery", kill) as worker, suppress(NothingToRecover):
+                recover(
+                    lambda: self._pool.connect(worker),
+                    KeptInFiles(self._folder),
+                    lambda: self._scene.now + self._scene.clock_off,
+                    recovered_by="a person",
+                )
+                self._figures["recoveries"] += 1
+            self._wait_for_late_commits()
+
+    def _wait_for_late_commits(self) -> None:
+        for timer in self._late_commits:
+            timer.join()
+
+    def _act(self, act: Pause | Resume | Decide | Relink | Revoke) -> None:
+        if self._subject == "product":
+            with self._working(f"{act}", act.kill if isinstance(act, Revoke) else None) as worker:
+                self._scene.people.do(act, lambda: self._pool.connect(worker), lambda: self._scene.now + self._scene.clock_off)
+
+    def _run(self, run: Run) -> None:
         self._figures["runs"] += 1
-        worker = Worker(self._figures, attempt.kill, attempt.troubles, attempt.looks, self._look)
-        before, until = WORKER.set(worker), self._now + timedelta(minutes=sum(attempt.pauses))
-        pauses = iter(timedelta(minutes=minutes) for minutes in attempt.pauses)
-        try:
+        self._figures["runs cleared from a later stage"] += run.first_stage != "freeze"
+        self._figures["runs with a wrong clock"] += bool(run.clock_off or self._scene.clock_off)
+        until = self._scene.now + timedelta(minutes=sum(run.pauses))
+        what = f"a run of {'late usage' if run.hour is None else self._window(run.hour)}"
+        with self._working(what, run.kill, run) as worker:
             if self._subject == "replaced":
                 self._replaced_job(worker)
-            else:
-                windows = [window] if window else late_windows(lambda: self._pool.connect(worker), lambda: self._now)
-                for one in windows:
-                    self._stages(worker, one, attempt, pauses)
+            elif self._is_newest(worker):
+                self._hours(worker, run)
+        self._scene.pass_time(until - self._scene.now)  # the plan goes on at the same time, wherever the run was killed
+
+    @contextmanager
+    def _working(self, what: str, kill: Kill | None, run: Run | None = None) -> Iterator[Worker]:
+        """The block is a worker's: it may die, and what is left of it then is what a dead process leaves."""
+        worker = Worker(self._figures, kill, run and run.troubles, run.looks if run else frozenset(), self._look)
+        before = WORKER.set(worker)
+        try:
+            yield worker
         except BaseException as error:
             if not worker.dead:
                 if not isinstance(error, Exception):
                     raise
-                self._problem(f"a run of {window or 'late usage'} failed: {type(error).__name__}: {error}")
+                self._problem(f"{what} failed: {type(error).__name__}: {error}")
         finally:
             WORKER.reset(before)
             worker.bury()
@@ -245,35 +221,65 @@ class Histories:
                 self._commit_later(worker, worker.late_commit)
             else:
                 self._expire_leases(worker)
-            self._pass(until - self._now)  # the plan goes on at the same time, wherever the run was killed
 
-    def _stages(self, worker: Worker, window: Window, attempt: Attempt, pauses: Iterator[timedelta]) -> None:
+    def _is_newest(self, worker: Worker) -> bool:
+        """What every task asks first."""
+        try:
+            require_newest(lambda: self._pool.connect(worker), KeptInFiles(self._folder))
+        except RestoredDatabase:
+            self._figures["runs refused on a restored database"] += 1
+            if not self._scene.restored:
+                raise
+            return False
+        return True
+
+    def _hours(self, worker: Worker, run: Run) -> None:
+        def clock() -> datetime:
+            return self._scene.now + self._scene.clock_off + timedelta(minutes=run.clock_off)
+
+        windows = late_windows(lambda: self._pool.connect(worker), clock) if run.hour is None else [self._window(run.hour)]
+        pauses = iter(timedelta(minutes=minutes) for minutes in run.pauses)
+        for window in windows:
+            if clock() < window.end:
+                self._figures["runs before their hour's end"] += 1
+                with suppress(WindowStillOpen):
+                    self._stages(worker, window, run, clock, pauses)
+            else:
+                self._stages(worker, window, run, clock, pauses)
+
+    def _stages(self, worker: Worker, window: Window, run: Run, clock: Clock, pauses: Iterator[timedelta]) -> None:
         """As the DAG orders them: rows are marked whatever became of the push."""
 
         def connect() -> Connection:
             return self._pool.connect(worker)
-
-        def clock() -> datetime:
-            return self._now
 
         settings = PushSettings(
             largest_chunk=3,
             calls_per_second=5000,
             reads_per_second=5000,
             concurrency=8,
-            tries=attempt.tries,
+            tries=run.tries,
             backoff_s=0.001,
             lease=timedelta(seconds=20),
+            gates=Gates(self._plan.gate_tokens),
         )
+        keeper = KeptInFiles(self._folder)
         target = StripeTarget(self._simulator.api_key, self._simulator.base_url, sandbox=True, timeout_s=5)
-        freeze(connect, window, clock)
-        self._pass(next(pauses, timedelta()))
-        for number in range(attempt.shard_count):
+        if run.first_stage == "freeze":
+            freeze(connect, window, clock)
+            self._scene.pass_time(next(pauses, timedelta()))
+        for number in range(run.shard_count) if run.first_stage != "mark_billed" else ():
             try:
-                push(connect, target, window, Shard(number, attempt.shard_count), clock, settings)
+                push(connect, target, window, Shard(number, run.shard_count), clock, settings, keeper)
             except (ReportsLeftOver, StripeUnavailable):
                 self._figures["pushes with something left over"] += 1
-        self._pass(next(pauses, timedelta()))
+            except SendingPaused:
+                self._figures["pushes while sending was paused"] += 1
+            except psycopg.errors.CheckViolation as refusal:
+                if "was disowned" not in str(refusal):
+                    raise
+                self._figures["answers about what was disowned meanwhile"] += 1
+        self._scene.pass_time(next(pauses, timedelta()))
         mark_billed(connect, window, clock)
         check_conservation(connect, window)
 
@@ -282,7 +288,7 @@ class Histories:
         client = stripe.StripeClient(
             self._simulator.api_key,
             base_addresses={"api": base, "meter_events": base},
-            http_client=SyncTransport(self._network),
+            http_client=SyncTransport(self._scene.network),
             max_network_retries=0,
         )
         seed_job(lambda: self._pool.connect(worker), client, "managed_ai_tokens_bundled")
@@ -308,135 +314,82 @@ class Histories:
         self._late_commits.append(threading.Timer(LATE_COMMIT_S, commit))
         self._late_commits[-1].start()
 
-    # --- healing and comparing ---
+    # --- healing and judging ---
 
     def _heal(self) -> None:
-        """Outages end, leases have expired, what was under way arrives, open transactions commit; then every hour is run until
-        nothing changes, for as many days as read-backs take."""
-        for timer in self._late_commits:
-            timer.join()
-        for number in list(self._writers):
-            self._end_writer(number, commit=True)
-        self._let_everything_arrive()
-        self._network.outage = None
-        self._pass(timedelta(hours=1))
-        for window in sorted(self._windows):
-            self._run(window)
+        """Outages end, clocks are right, leases have expired, what was under way arrives, open transactions commit, people decide what is
+        theirs; then what late usage finds is run, as its DAG does, until nothing changes, for as many days as read-backs take."""
+        self._wait_for_late_commits()
+        self._scene.end_writers()
+        self._scene.let_everything_arrive()
+        self._scene.network.outage, self._scene.clock_off = None, timedelta()
+        self._act(Resume())
+        self._scene.pass_time(timedelta(hours=2))  # what a clock ahead of its time froze is over, too
         if self._subject == "replaced":
-            return
-        for _ in range(MOST_READ_BACKS):
-            if not (unsettled := self._unsettled()):
+            return self._run(Run(None))
+        unchanged = 0
+        for _ in range(MOST_ROUNDS):
+            before = self._ledger()
+            self._scene.people.notice_everything()
+            self._act(Revoke())
+            self._act(Decide(self._plan.last_decisions))
+            if not (left := self._left()):
                 break
-            self._figures["days of read-backs"] += 1
-            self._pass(timedelta(hours=25))
-            for window in unsettled:
-                self._run(window)
-        settled = self._settled_world()
-        for window in sorted(self._windows):
-            self._run(window)
-        if self._settled_world() != settled:
+            for window in left:
+                self._run(Run(self._hour(window)))
+            unchanged = unchanged + 1 if self._ledger() == before else 0
+            if unchanged == 2:
+                break  # what is left waits for a person
+            if self._left():
+                self._figures["days of read-backs"] += 1
+                self._scene.pass_time(timedelta(hours=25))
+        settled, events = self._ledger(), self._account.meter_events()
+        for window in sorted(self._scene.windows):
+            self._run(Run(self._hour(window)))
+        if (self._ledger(), self._account.meter_events()) != (settled, events):
             self._problem("another run of settled hours changed something")
-        if left := late_windows(self._pool.connect, lambda: self._now):
-            self._problem(f"late usage still finds something in {', '.join(map(str, left))}")
 
-    def _unsettled(self) -> list[Window]:
-        with self._pool.connect() as db:
-            starts = db.execute(
-                "SELECT DISTINCT window_start FROM billing.usage_report WHERE state NOT IN ('billed', 'quarantined') ORDER BY window_start"
-            )
-            return [Window(start) for (start,) in starts]
+    def _window(self, hour: int) -> Window:
+        return Window(EPOCH + timedelta(hours=hour))
 
-    def _settled_world(self) -> tuple[Any, ...]:
+    def _hour(self, window: Window) -> int:
+        return (window.start - EPOCH) // timedelta(hours=1)
+
+    def _left(self) -> list[Window]:
+        """What late usage finds, and what it would find an hour later."""
         with self._pool.connect() as db:
-            reports = db.execute("SELECT identifier, state, token_count, attempt_count FROM billing.usage_report ORDER BY id").fetchall()
-            fences = db.execute("SELECT window_start, revision FROM billing.fence ORDER BY 1, 2").fetchall()
-        return reports, fences, len(self._simulator.meter_events())
+            starts = db.execute("SELECT DISTINCT window_start FROM billing.usage_report WHERE state NOT IN ('billed', 'quarantined')")
+            unsettled = {Window(start) for (start,) in starts}
+        return sorted(unsettled.union(late_windows(self._pool.connect, lambda: self._scene.now)))
+
+    def _ledger(self) -> tuple[Any, ...]:
+        with self._pool.connect() as db:
+            reports = db.execute("SELECT identifier, state, token_count, attempt_count, absent_since FROM billing.usage_report ORDER BY id")
+            fences = db.execute("SELECT window_start, revision FROM billing.fence ORDER BY 1, 2")
+            return reports.fetchall(), fences.fetchall()
 
     def _look(self) -> None:
-        """At this instant: Stripe counts no more than was used, and the conservation law holds for every tenant and hour."""
         if self._subject == "replaced":
             return
-        self._figures["looks at the law"] += 1
-        at_stripe = self._at_stripe()  # first: what it counts was frozen from rows that are still there afterwards
+        self._figures["looks at an instant"] += 1
+        events = self._account.meter_events()
         with self._pool.connect() as db:
-            terms = ledger.conservation(db, EPOCH - timedelta(days=1), EPOCH + timedelta(days=60))
-        for broken in [term for term in terms if not term.holds]:
-            self._problem(f"the conservation law is broken: {broken}")
-        used: Counter[str] = Counter()
-        for term in terms:
-            if term.tenant_id in self._customers:
-                used[self._customers[term.tenant_id]] += term.row_tokens
-        for customer, tokens in at_stripe.items():
-            if tokens > used[customer]:
-                self._problem(f"at {self._now} Stripe counts {tokens} tokens of customer {customer}, who used {used[customer]}")
+            for problem in oracle.look(db, events, self._scene.group_of):
+                self._problem(problem)
 
-    def _at_stripe(self) -> Counter[str]:
-        counted: Counter[str] = Counter()
-        for event in self._simulator.meter_events():
-            if event["status"] == "accepted":
-                counted[event["customer"]] += int(event["value"])
-        return counted
-
-    def _compare(self) -> None:
-        """The rows, the ledger and Stripe say the same of every tenant."""
+    def _judge(self) -> None:
         with self._pool.connect() as db:
-            used, marked = Counter[str](), Counter[str]()
-            for tenant, tokens, billed in db.execute(
-                "SELECT tenant_id, sum(input_tokens::bigint + output_tokens)::bigint, "
-                "coalesce(sum(input_tokens::bigint + output_tokens) FILTER (WHERE billed), 0)::bigint FROM token_usage GROUP BY tenant_id"
-            ):
-                used[tenant], marked[tenant] = tokens, billed
-            reports = db.execute(
-                "SELECT tenant_id, identifier, state, token_count, generation, revision, quarantine_reason FROM billing.usage_report"
-            ).fetchall()
-            self._figures["rows"] += db.execute("SELECT count(*) FROM token_usage").fetchall()[0][0]
-        self._figures["tokens"] += sum(used.values())
-        self._figures["reports"] += len(reports)
-        self._figures["reports of late usage"] += sum(revision > 0 for *_, revision, _ in reports)
-        self._figures["reports sent again after proven absence"] += sum(generation > 0 for *_, generation, _, _ in reports)
-        self._compare_customers(used)
-        for tenant in LINKED:
-            if marked[tenant] != used[tenant]:
-                self._problem(f"tenant {tenant}: {used[tenant]} tokens used, {marked[tenant]} marked billed")
-        if marked[UNLINKED]:
-            self._result.lost_tokens += marked[UNLINKED]
-            self._problem(f"{marked[UNLINKED]} tokens of the unlinked tenant are marked billed, nobody pays them")
+            verdict = oracle.Verdict(
+                db, self._account.meter_events(), self._scene.group_of, self._scene.allowed, restored=self._scene.restored
+            )
+        found = verdict.of_tokens()
         if self._subject == "product":
-            self._compare_reports(used, reports)
+            verdict.of_reports()
             self._look()
-
-    def _compare_customers(self, used: Counter[str]) -> None:
-        expected: Counter[str] = Counter()
-        for tenant, customer in self._customers.items():
-            expected[customer] += used[tenant]
-        at_stripe = self._at_stripe()
-        for customer in expected.keys() | at_stripe.keys():
-            difference = at_stripe[customer] - expected[customer]
-            self._result.lost_tokens += max(0, -difference)
-            self._result.doubled_tokens += max(0, difference)
-            if difference:
-                tenants = " and ".join(tenant for tenant, of in self._customers.items() if of == customer)
-                self._problem(f"{tenants}: {expected[customer]} tokens used, Stripe counts {at_stripe[customer]} ({difference:+})")
-
-    def _compare_reports(self, used: Counter[str], reports: Sequence[tuple[Any, ...]]) -> None:
-        """Each report is at Stripe once, under its own name, or quarantined because its tenant is not linked."""
-        events: defaultdict[str, list[int]] = defaultdict(list)
-        for event in self._simulator.meter_events():
-            events[event["identifier"]].append(int(event["value"]))
-        self._figures["meter events"] += sum(map(len, events.values()))
-        quarantined: Counter[str] = Counter()
-        for tenant, identifier, state, tokens, _, _, reason in reports:
-            found = events.pop(identifier, [])
-            if state == "quarantined" and tenant == UNLINKED:
-                quarantined[tenant] += tokens
-            elif state != "billed":
-                self._problem(f"report {identifier} of tenant {tenant}, {tokens} tokens, is left {state} ({reason or 'for a person'})")
-            if found != ([tokens] if state == "billed" and tokens else []):
-                self._problem(f"report {identifier} of tenant {tenant}, {tokens} tokens, {state}: Stripe has {found}")
-        for identifier, found in events.items():
-            self._problem(f"Stripe has {found} under {identifier}, which no report is called")
-        if quarantined[UNLINKED] != used[UNLINKED]:
-            self._problem(f"the unlinked tenant used {used[UNLINKED]} tokens, {quarantined[UNLINKED]} are quarantined")
+        self._figures.update(found.figures)
+        self._result.lost_tokens, self._result.doubled_tokens = found.lost_tokens, found.doubled_tokens
+        for problem in found.problems:
+            self._problem(problem)
 
     def _problem(self, text: str) -> None:
         if text not in self._result.problems:

@@ -1,7 +1,10 @@
-"""What came of a random history."""
+"""What came of a random history, and of many."""
 
 from collections import Counter
 from dataclasses import dataclass, field
+
+#: Figures by what they are of: the summary adds up the kills and the faults.
+KILL, FAULT = "kill: ", "fault: "
 
 
 @dataclass
@@ -17,3 +20,8 @@ class Result:
     @property
     def how_to_repeat(self) -> str:
         return f"make crash HISTORIES=1 SEED={self.seed}"
+
+
+def sum_of(figures: Counter[str], kind: str) -> int:
+    """How often anything of a kind happened."""
+    return sum(count for name, count in figures.items() if name.startswith(kind))

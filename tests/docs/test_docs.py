@@ -50,6 +50,13 @@ def test_every_state_is_explained_and_drawn() -> None:
         assert re.search(rf"(--> {state}\b|^    {state} -->)", states, re.MULTILINE), state
 
 
+def test_the_diagram_draws_exactly_the_steps_that_the_database_lets_a_report_take() -> None:
+    """Neither has a step more; a report that stays in its state takes none."""
+    drawn = re.findall(r"^    (\w+) --> (\w+):", text_of("docs/states.md"), re.MULTILINE)
+    allowed = re.findall(r"'(\w+) --> (\w+)'", text_of("include/token_billing/sql/migrations/0001_ledger.sql"))
+    assert {(before, after) for before, after in drawn if before != after} == set(allowed)
+
+
 def test_every_quarantine_reason_is_explained_and_known_to_the_database() -> None:
     """The runbook tells the operator, the CHECK the database."""
     runbook, ledger = text_of("docs/runbook.md"), text_of("include/token_billing/sql/migrations/0001_ledger.sql")

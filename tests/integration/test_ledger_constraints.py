@@ -106,6 +106,14 @@ def test_the_first_attempt_fixes_where_a_report_goes(frozen: World, change: str)
         frozen.sql(f"UPDATE billing.usage_report SET {change}")
 
 
+def test_a_generation_was_first_attempted_once(frozen: World) -> None:
+    """Its 20 hours are counted from there."""
+    frozen.link("a")
+    frozen.push()
+    with pytest.raises(psycopg.IntegrityError, match="first attempted once"):
+        frozen.sql("UPDATE billing.usage_report SET first_attempted_at = first_attempted_at + interval '1 hour'")
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -116,6 +124,11 @@ def test_the_first_attempt_fixes_where_a_report_goes(frozen: World, change: str)
         "INSERT INTO billing.ledger (system_identifier, adopted_at) VALUES (1, now())",
         "UPDATE billing.ledger SET ledger_id = gen_random_uuid()",
         "UPDATE billing.ledger SET cut_over = date_trunc('hour', now())",
+        "UPDATE billing.ledger SET epoch = 2",
+        "UPDATE billing.ledger SET epoch = 2, recovered_at = now(); UPDATE billing.ledger SET epoch = 1, recovered_at = NULL",
+        "UPDATE billing.ledger SET noted_attempts = 1; UPDATE billing.ledger SET noted_attempts = 0",
+        "INSERT INTO billing.recovery VALUES (1, 'c', now(), 'ann', 1, 0, 0)",
+        "INSERT INTO billing.recovery VALUES (2, 'c', now(), 'ann', 1, 0, 0); DELETE FROM billing.recovery",
         "INSERT INTO billing.push_attempt VALUES (1, 1, 'i', now(), now(), NULL)",
     ],
 )
@@ -123,6 +136,26 @@ def test_a_fence_and_the_ledgers_identity_stand(frozen: World, change: str) -> N
     """They say which rows a report holds and whose money it is."""
     with pytest.raises(psycopg.IntegrityError):
         frozen.sql(change)
+
+
+NO_TIMES = "accepted_at = NULL, billed_at = NULL, quarantined_at = NULL, quarantine_reason = NULL"
+
+
+@pytest.mark.parametrize("after", ["frozen", "sending", "unresolved", "rejected"])
+def test_a_billed_report_takes_no_step_but_into_revocation(frozen: World, after: str) -> None:
+    """Whatever else would be legal about the state."""
+    frozen.link("a")
+    frozen.bill()
+    with pytest.raises(psycopg.IntegrityError, match="no such step"):
+        frozen.sql(f"UPDATE billing.usage_report SET state = '{after}', {NO_TIMES}")
+
+
+@pytest.mark.parametrize("after", ["frozen", "accepted"])
+def test_a_quarantined_report_takes_no_step(frozen: World, after: str) -> None:
+    """Its release, once there is one, is a decision that is recorded."""
+    frozen.sql("UPDATE billing.usage_report SET state = 'quarantined', quarantined_at = now(), quarantine_reason = 'no_customer'")
+    with pytest.raises(psycopg.IntegrityError):
+        frozen.sql(f"UPDATE billing.usage_report SET state = '{after}', {NO_TIMES}")
 
 
 @pytest.fixture
@@ -209,10 +242,12 @@ def test_recorded_usage_stays_as_it_was_recorded(frozen: World, change: str) -> 
 
 
 def test_retention_may_delete_what_is_billed(frozen: World) -> None:
-    """In a transaction that says so."""
+    """In a transaction that says so, and in no other."""
     frozen.link("a")
     frozen.push()
     frozen.mark_billed()
+    with pytest.raises(psycopg.IntegrityError, match="only billed rows, by retention"):
+        frozen.sql("DELETE FROM token_usage")
     with frozen.connect() as db:
         db.execute("SET LOCAL billing.retention = 'on'")
         assert db.execute("DELETE FROM token_usage").rowcount == 1
@@ -226,3 +261,58 @@ def test_the_application_cannot_say_who_recorded_a_row(world: World) -> None:
         world.window.start,
     )
     assert world.sql("SELECT recorded_xid > '3' FROM token_usage") == [(True,)]
+
+
+PRICE = (
+    "INSERT INTO billing.price (price_id, currency, mode, tiers, package_size, package_rounds_up, learned_at) "
+    "VALUES ({id}, {currency}, {mode}, {tiers}, {size}, {up}, now())"
+)
+VALID_PRICE = {"id": "'p'", "currency": "'usd'", "mode": "'per_unit'", "tiers": """'[[null, "1", "0"]]'""", "size": "10", "up": "true"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"id": "''"},
+        {"currency": "'USD'"},
+        {"mode": "'tiered'"},
+        {"tiers": "'[]'"},
+        {"tiers": """'[[5, "1", "0"]]'"""},
+        {"size": "0"},
+        {"size": "NULL"},
+        {"up": "NULL"},
+        {"mode": "'volume'"},
+    ],
+)
+def test_an_impossible_price_is_refused(world: World, wrong: dict[str, str]) -> None:
+    """A mode nobody can rate, tiers that end, packages among tiers, or half a package rule."""
+    world.sql(PRICE.format(**VALID_PRICE))
+    with pytest.raises(psycopg.IntegrityError):
+        world.sql(PRICE.format(**{**VALID_PRICE, "id": "'q'", **wrong}))
+
+
+@pytest.mark.parametrize("period", ["now(), NULL", "NULL, now()", "now(), now()"])
+def test_a_billing_period_is_whole_and_goes_forward(world: World, period: str) -> None:
+    """An item's as well as an invoice's."""
+    with pytest.raises(psycopg.IntegrityError):
+        world.sql(
+            "INSERT INTO billing.metered_item (usage_item_id, problem, looked_up_at, period_start, period_end) "
+            f"VALUES ('si', 'none', now(), {period})"
+        )
+    with pytest.raises(psycopg.IntegrityError):
+        world.sql(
+            "INSERT INTO billing.invoiced_period (usage_item_id, invoice_id, invoice_status, seen_at, period_start, period_end) "
+            f"VALUES ('si', 'in', 'paid', now(), {period})"
+        )
+
+
+def test_an_application_that_may_only_insert_records_usage(world: World) -> None:
+    """Its role needs no right in schema billing, whether or not it tries to set what it must not."""
+    with world.connect() as db:
+        db.execute("CREATE ROLE application; GRANT INSERT ON token_usage TO application; SET LOCAL ROLE application")
+        insert = "INSERT INTO token_usage (tenant_id, model, input_tokens, output_tokens, created_at{}) VALUES ('a', 'm', 5, 0, now(){})"
+        db.execute(insert.format("", ""))
+        db.execute(insert.format(", recorded_xid", ", '3'"))
+        db.execute("RESET ROLE")
+        assert db.execute("SELECT count(*), bool_and(recorded_xid = pg_current_xact_id()) FROM token_usage").fetchone() == (2, True)
+        db.rollback()

@@ -190,7 +190,7 @@ def test_a_wrong_key_fails_naming_the_connection_and_a_later_run_bills(world: Wo
     world.freeze()
     wrong = StripeTarget("sk_test_wrong", world.simulator.base_url, sandbox=True)
     with pytest.raises(StripeRefusesKey, match="stripe_default"):
-        push(world.connect, wrong, world.window, Shard(0, 1), now, SETTINGS)
+        push(world.connect, wrong, world.window, Shard(0, 1), now, SETTINGS, world.keeper)
     assert world.sql("SELECT state, attempt_count FROM billing.usage_report") == [("frozen", 0)]
     world.bill()
     assert world.marked() == world.at_stripe() == {"a": 5}
@@ -223,7 +223,8 @@ def test_a_key_revoked_in_the_middle_of_a_push_leaves_reports_to_be_sent(world: 
     assert world.states() == {"a": "accepted"}
 
 
-def test_a_ledger_bills_one_stripe_account_only(world: World) -> None:
+@pytest.mark.parametrize(("pinned", "told"), [("stripe_account_id = 'acct_other'", "acct_other"), ("stripe_livemode = true", "live mode")])
+def test_a_ledger_bills_one_stripe_account_only(world: World, pinned: str, told: str) -> None:
     """The account and mode of the first contact are pinned."""
     world.link("a")
     world.use("a", 5)
@@ -231,8 +232,8 @@ def test_a_ledger_bills_one_stripe_account_only(world: World) -> None:
     world.use("a", 7)
     world.freeze()
     world.sql("ALTER TABLE billing.ledger DISABLE TRIGGER a_pin_holds")
-    world.sql("UPDATE billing.ledger SET stripe_account_id = 'acct_other'")
-    with pytest.raises(WrongStripeAccount, match="acct_other"):
+    world.sql(f"UPDATE billing.ledger SET {pinned}")
+    with pytest.raises(WrongStripeAccount, match=f"this ledger bills .*{told}"):
         world.push()
     assert len(world.simulator.meter_events()) == 1
 

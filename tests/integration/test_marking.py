@@ -79,6 +79,43 @@ def test_a_row_that_no_report_holds_is_not_marked_with_the_others(accepted: Worl
         check_conservation(accepted.connect, accepted.window)
 
 
+def test_rows_that_add_up_and_are_not_the_frozen_ones_are_named(accepted: World) -> None:
+    """Two rows became one of as many tokens."""
+    accepted.sql("ALTER TABLE token_usage DISABLE TRIGGER USER")
+    accepted.sql("DELETE FROM token_usage WHERE input_tokens = 5")
+    accepted.sql("UPDATE token_usage SET input_tokens = 11 WHERE input_tokens = 6")
+    with pytest.raises(ReportsDisagree, match="frozen 11 tokens of 2 rows, found 11 of 1"):
+        accepted.mark_billed()
+    assert accepted.states() == {"a": "accepted", "b": "billed"}
+
+
+def test_each_revision_marks_its_own_rows_beside_reports_that_are_not_accepted(world: World) -> None:
+    """Not those of an earlier revision that Stripe does not have, and not those that came later."""
+    world.use("a", 5)
+    world.bill()
+    assert world.states() == {"a": "quarantined"}
+    world.link("a")
+    world.use("a", 7)
+    world.use("unlinked", 3)
+    world.freeze()
+    world.push()
+    world.use("a", 11)
+    world.mark_billed()
+    assert world.sql("SELECT input_tokens FROM token_usage WHERE billed") == [(7,)]
+    assert world.at_stripe() == {"a": 7}
+
+
+def test_a_report_is_not_billed_unless_all_of_its_rows_are(accepted: World) -> None:
+    """A trigger of the application's own keeps a row as it is."""
+    accepted.sql(
+        "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
+        "CREATE TRIGGER keep BEFORE UPDATE ON token_usage FOR EACH ROW WHEN (OLD.input_tokens = 5) EXECUTE FUNCTION keep()"
+    )
+    with pytest.raises(AssertionError, match="2 rows marked for reports that hold 3"):
+        accepted.mark_billed()
+    assert (accepted.states(), accepted.marked()) == ({"a": "accepted", "b": "accepted"}, {})
+
+
 def test_a_discrepancy_is_resolved_once_the_rows_are_back(accepted: World) -> None:
     """Then the report is marked like any other."""
     accepted.sql("ALTER TABLE token_usage DISABLE TRIGGER USER")
@@ -117,6 +154,7 @@ def test_conservation_holds_at_every_step(world: World) -> None:
         "UPDATE token_usage SET billed = false WHERE tenant_id = 'b'",
         "INSERT INTO token_usage (tenant_id, model, input_tokens, output_tokens, billed, created_at) "
         "SELECT 'b', 'm', 1, 0, true, created_at FROM token_usage LIMIT 1",
+        "ALTER TABLE billing.usage_report DISABLE TRIGGER a_state_follows_from_another; "
         "UPDATE billing.usage_report SET state = 'frozen', accepted_at = NULL, billed_at = NULL WHERE tenant_id = 'b'",
     ],
 )

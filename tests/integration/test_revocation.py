@@ -344,7 +344,8 @@ def test_an_answer_that_wakes_up_after_the_revocation_does_not_pass_for_the_next
 )
 def test_what_stripe_has_not_accepted_cannot_be_disowned(accepted: World, state: str, attempted: str) -> None:
     """What waits for an answer has its own ways to one."""
-    accepted.sql(f"UPDATE billing.usage_report SET {state}")
+    step = "ALTER TABLE billing.usage_report {} TRIGGER a_state_follows_from_another"
+    accepted.sql(f"{step.format('DISABLE')}; UPDATE billing.usage_report SET {state}; {step.format('ENABLE')}")
     before = everything(accepted)
     with pytest.raises(NotRevocable, match=f"{attempted}.*Nothing was changed.*runbook"):
         disown(accepted)

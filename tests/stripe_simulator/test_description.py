@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from datetime import timedelta
 
 import pytest
 
@@ -18,11 +19,13 @@ from stripe_description import (
 )
 
 
-def every_route(billing, raw, simulator, now) -> list[tuple[str, str, dict]]:
+def every_route(billing, raw, simulator) -> list[tuple[str, str, dict]]:
     """A valid call of every endpoint, in an order that works."""
     meter, spare_meter = billing.meter(), billing.meter("spare")
     customer, spare = billing.customer(), billing.customer()
     price, metered = billing.price(), billing.metered_price(meter)
+    draft, other, unpaid = drafts_of_a_past_period(billing, raw, simulator, metered)
+    now = simulator.now()
     product = raw.post("/v1/products", {"name": "x"}).body["id"]
     subscription = billing.subscription(customer, price, **{"items[1][price]": metered})
     item = subscription["items"]["data"][0]["id"]
@@ -32,6 +35,13 @@ def every_route(billing, raw, simulator, now) -> list[tuple[str, str, dict]]:
     billing.send(customer, 1, now, "disowned")
     [report] = simulator.disown(["disowned"])
     return [
+        ("GET", "/v1/invoices", {"status": "draft", "expand[]": "data.customer", "created[gte]": start}),
+        ("GET", f"/v1/invoices/{draft}", {}),
+        ("GET", f"/v1/invoices/{draft}/lines", {"limit": 1}),
+        ("POST", f"/v1/invoices/{draft}", {"auto_advance": "true", "automatically_finalizes_at": start + 50 * 86_400}),
+        ("POST", f"/v1/invoices/{draft}/finalize", {}),
+        ("POST", f"/v1/invoices/{other}/pay", {}),
+        ("POST", f"/v1/invoices/{unpaid}/void", {}),
         ("GET", "/v1/account", {}),
         ("GET", "/v2/core/events", {"object_id": meter, "types[]": "v1.billing.meter.error_report_triggered", "limit": 5}),
         ("GET", f"/v2/core/events/{report}", {}),
@@ -75,9 +85,26 @@ def every_route(billing, raw, simulator, now) -> list[tuple[str, str, dict]]:
     ]
 
 
-def test_every_route_answers_as_stripe_describes(billing, raw, now, simulator, recording):
+def drafts_of_a_past_period(billing, raw, simulator, metered) -> tuple[str, str, str]:
+    """Two drafts and an open invoice, of usage a month ago; the clock stands at that month's end."""
+    ids = []
+    begun = simulator.now()
+    subscriptions = [
+        billing.subscription(billing.customer(), metered, collection_method="send_invoice", days_until_due=3)["id"] for _ in range(3)
+    ]
+    for subscription in subscriptions:
+        billing.send(raw.get(f"/v1/subscriptions/{subscription}").body["customer"], 10_000_000, begun)
+    simulator.set_clock(begun + timedelta(days=31))
+    for subscription in subscriptions:
+        listed = raw.get("/v1/invoices", {"subscription": subscription, "status": "draft"})
+        ids.append(listed.body["data"][0]["id"])
+    assert raw.post(f"/v1/invoices/{ids[2]}/finalize").body["status"] == "open"
+    return ids[0], ids[1], ids[2]
+
+
+def test_every_route_answers_as_stripe_describes(billing, raw, simulator, recording):
     """Each endpoint is called with good parameters; answers and parameters are validated here, not only by the fixture."""
-    calls = every_route(billing, raw, simulator, now)
+    calls = every_route(billing, raw, simulator)
     assert len(calls) == len(ENDPOINTS)
     begun_at = recording.stat().st_size
     for method, path, given in calls:

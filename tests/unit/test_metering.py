@@ -1,5 +1,6 @@
 """Identity, age and the meaning of Stripe's answers."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,9 +13,11 @@ from token_billing.model import (
     Accepted,
     Answer,
     Destination,
+    DoubtfulReport,
     Meter,
     NoAnswer,
     QuarantineReason,
+    ReadBack,
     Rejected,
     SendableReport,
     Undelivered,
@@ -142,3 +145,44 @@ def test_a_report_that_may_have_arrived_is_resent_only_while_stripe_surely_knows
     assert metering.may_be_sent(attempted, WINDOW.start, True, before)
     assert not metering.may_be_sent(attempted, WINDOW.start, True, after)
     assert metering.may_be_sent(attempted, WINDOW.start, False, after), "nothing has arrived, so there is nothing to recognise"
+
+
+DOUBTFUL = DoubtfulReport(
+    id=1,
+    tenant_id="a",
+    side=WINDOW.whole,
+    span=WINDOW.whole,
+    revision=0,
+    generation=0,
+    token_count=5,
+    customer_id="cus_1",
+    meter_id="mtr_1",
+    event_name="tokens",
+    forgotten=False,
+    absent_since=None,
+    other_tokens=8,
+    doubtful_tokens=3,
+)
+
+
+@pytest.mark.parametrize(
+    ("counted", "verdict"),
+    [
+        (16, ReadBack.PRESENT),
+        (8, ReadBack.ABSENT),
+        *((counted, ReadBack.UNCLEAR) for counted in (0, 3, 5, 7, 9, 11, 13, 15, 17)),
+    ],
+)
+def test_a_summary_speaks_only_where_it_is_exactly_what_all_or_none_in_doubt_explain(counted: int, verdict: ReadBack) -> None:
+    """Five tokens of the report's own, eight that Stripe has of others, three in doubt beside it."""
+    assert metering.judge_read_back(DOUBTFUL, counted, NOW) is verdict
+
+
+def test_an_absence_is_proven_by_a_day_of_it() -> None:
+    """Not by the first look, and not a moment earlier."""
+    for absent_since, verdict in (
+        (None, ReadBack.ABSENT),
+        (NOW - timedelta(hours=23, minutes=59), ReadBack.ABSENT),
+        (NOW - timedelta(hours=24), ReadBack.PROVEN_ABSENT),
+    ):
+        assert metering.judge_read_back(replace(DOUBTFUL, absent_since=absent_since), 8, NOW) is verdict

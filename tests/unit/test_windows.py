@@ -51,6 +51,8 @@ def test_a_window_is_closed_from_its_end_on() -> None:
     require_closed(Window(TEN), TEN + timedelta(hours=1))
     with pytest.raises(WindowStillOpen):
         require_closed(Window(TEN), TEN + timedelta(hours=1, microseconds=-1))
+    with pytest.raises(WindowStillOpen, match="has not begun"):
+        require_closed(Window(TEN), TEN - timedelta(microseconds=1))
     assert last_closed_window(TEN) == Window(TEN - timedelta(hours=1))
 
 

@@ -8,7 +8,7 @@ without forgetting what it has answered (`--state-dir`). Start one from Python w
 Layers, each importing only those above it:
     clock, errors, form, params                      rules that know nothing of Stripe's objects
     meter_event_log, idempotency, journal, state     what is remembered; knows no HTTP
-    pagination, expansion                            rules shared by all resources
+    pagination, expansion, tier_pricing              rules shared by all resources
     faults                                           which requests meet trouble; knows no HTTP
     resources/                                       one module a resource: functions of (state, decoded parameters)
     recording, broken_connection, delayed_delivery,

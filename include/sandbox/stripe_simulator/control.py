@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from typing import Any
 
 from starlette.requests import Request
@@ -102,7 +103,7 @@ class Control:
 
     def _settings(self, body: dict[str, Any]) -> dict[str, Any]:
         settings = self._state.settings
-        return {"summary_delay_seconds": settings.summary_delay_seconds, "latency_seconds": settings.latency_seconds}
+        return asdict(settings)
 
     def _change_settings(self, body: dict[str, Any]) -> dict[str, Any]:
         known = self._settings({}).keys()

@@ -127,13 +127,24 @@ class StripeSimulator:
         body = {} if clock is None else {"clock": clock if isinstance(clock, str) else rfc3339(milliseconds(clock))}
         self._call("POST", "/simulator/reset", body)
 
-    def settings(self, *, summary_delay_seconds: float | None = None, latency_seconds: float | None = None) -> dict[str, float]:
+    def settings(
+        self,
+        *,
+        summary_delay_seconds: float | None = None,
+        latency_seconds: float | None = None,
+        invoice_grace_seconds: float | None = None,
+    ) -> dict[str, float]:
         """Change the settings given here; returns all of them.
 
         `summary_delay_seconds`: by the simulator's clock, how long after receipt an event shows in summaries (at first 90).
         `latency_seconds`: by the system's clock, how long every answer waits before it is worked out (at first 0).
+        `invoice_grace_seconds`: by the simulator's clock, how long invoices made from now on stay drafts (at first 3600).
         """
-        changed = {"summary_delay_seconds": summary_delay_seconds, "latency_seconds": latency_seconds}
+        changed = {
+            "summary_delay_seconds": summary_delay_seconds,
+            "latency_seconds": latency_seconds,
+            "invoice_grace_seconds": invoice_grace_seconds,
+        }
         result = self._call("POST", "/simulator/settings", {name: value for name, value in changed.items() if value is not None})
         return {name: float(value) for name, value in result.items()}
 

@@ -30,6 +30,7 @@ _ID_SHAPES = {
     "meter": ("mtr_test_61", 28),
     "subscription": ("sub_1", 23),
     "subscription_item": ("si_", 14),
+    "invoice": ("in_1", 23),
     "core_event": ("evt_test_65", 44),
 }
 
@@ -42,6 +43,8 @@ class Settings:
     summary_delay_seconds: float = 90.0
     #: Every answer under /v1 waits this long, in the system's time, before it is worked out; its idempotency key is in use meanwhile.
     latency_seconds: float = 0.0
+    #: Drafts finalise so long after they were made; an hour unless the account says otherwise, as at Stripe.
+    invoice_grace_seconds: float = 3600.0
 
 
 class Collection:
@@ -102,6 +105,7 @@ class State:
         self.meters = Collection()
         self.subscriptions = Collection(grouped_by="customer")
         self.subscription_items = Collection()
+        self.invoices = Collection(grouped_by="subscription")
         self.core_events = Collection()
         self._collections = {
             "customers": self.customers,
@@ -110,6 +114,7 @@ class State:
             "meters": self.meters,
             "subscriptions": self.subscriptions,
             "subscription_items": self.subscription_items,
+            "invoices": self.invoices,
             "core_events": self.core_events,
         }
         self.meter_events = MeterEventLog()

@@ -18,6 +18,7 @@ def system_clock() -> datetime:
 def replayed_clock(url: str) -> Clock:
     """A clock that goes on from what the sandbox's simulator says now (`{"now": "…Z"}`); loopback only, since a clock decides
     what may be billed."""
+    # safeguard: only the sandbox sets the clock
     if not is_loopback(url):
         raise UnsafeStripeTarget(f"BILLING_CLOCK_URL is {url}; only the sandbox on this machine may set the clock, unset it")
     with urlopen(url, timeout=10) as answer:

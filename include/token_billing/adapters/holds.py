@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from datetime import datetime
+from typing import Any
 
 from token_billing.adapters.database import Connection
 from token_billing.adapters.queries import queries
@@ -24,15 +25,14 @@ def hold_unusual(db: Connection, window: Window, shard: Shard, gates: Gates, now
     return db.execute(HOLD["hold_unusual"], parameters).rowcount
 
 
-def held_reports(db: Connection, asked_before: datetime | None = None) -> list[HeldReport]:
-    """The reports that wait for a decision; those that nobody has been asked about since that time, where one is given."""
-    found = db.execute(HOLD["held_reports"], {"asked_before": asked_before})
-    return [HeldReport(report_id, tenant_id, Window(start), *rest) for report_id, tenant_id, start, *rest in found]
+def held_reports(db: Connection) -> list[HeldReport]:
+    """The reports that wait for a decision."""
+    return _reports(db.execute(HOLD["held_reports"]))
 
 
-def note_asked(db: Connection, report_ids: Iterable[int], now: datetime) -> None:
-    """Somebody is being asked about these."""
-    db.execute(HOLD["note_asked"], {"ids": list(report_ids), "now": now})
+def take_questions(db: Connection, asked_before: datetime, now: datetime) -> list[HeldReport]:
+    """The reports that nobody has been asked about since a time; from now on somebody is."""
+    return _reports(db.execute(HOLD["take_questions"], {"asked_before": asked_before, "now": now}))
 
 
 def decide(db: Connection, report_id: int, decision: str, by: str, now: datetime) -> bool:
@@ -45,3 +45,7 @@ def decision(db: Connection, report_id: int) -> str | None:
     """What was decided about a report, and by whom, in words; None where it was never held."""
     found = db.execute(HOLD["decision"], {"report_id": report_id}).fetchone()
     return "{} by {}".format(*found) if found else None
+
+
+def _reports(found: Iterable[tuple[Any, ...]]) -> list[HeldReport]:
+    return [HeldReport(report_id, tenant_id, Window(start), *rest) for report_id, tenant_id, start, *rest in found]

@@ -9,11 +9,13 @@ from psycopg.types.json import Jsonb
 
 from token_billing.adapters.database import Connection
 from token_billing.adapters.queries import queries, sql_path
-from token_billing.errors import LedgerNotReady, WrongStripeAccount
+from token_billing.errors import LedgerNotReady, RestoredDatabase, WrongStripeAccount
 from token_billing.model import (
     Conservation,
     Disagreement,
+    LedgerCopy,
     LedgerIdentity,
+    LedgerMark,
     QuarantineReason,
     StripeAccount,
     UsageTotal,
@@ -33,26 +35,41 @@ NEWEST_MIGRATION = max(path.name.removesuffix(".sql") for path in sql_path("migr
 #: How to make a database ready; every refusal below ends with it.
 ADOPT = '`python -m billing_airflow adopt` makes it ready (see the runbook, "Adopting a database")'
 
+#: What to do about a database that is not the one that was billed from last.
+RECOVER = (
+    "Point `billing_db` at the original, or, where that is gone for good, let this one take its place: "
+    '`python -m billing_airflow recover` (see the runbook, "Restored databases")'
+)
+
 
 def identity(db: Connection) -> LedgerIdentity:
     """What this ledger is pinned to; raises LedgerNotReady where there is none, where it is not the one this code was written for,
-    or where it was carried to another cluster, in which its fences would mean other rows."""
+    and RestoredDatabase where it was carried to another cluster, in which its fences would mean other rows."""
+    copy = this_copy(db)
+    # safeguard: the cluster of the fences
+    if copy.pinned_cluster != copy.this_cluster:
+        raise RestoredDatabase(
+            f"this ledger was made in database cluster {copy.pinned_cluster} but lies in {copy.this_cluster}: it is a restored or "
+            f"copied database, whose fences mean other rows here. {RECOVER}"
+        )
+    return copy.identity
+
+
+def this_copy(db: Connection) -> LedgerCopy:
+    """The ledger as it lies here; raises LedgerNotReady where there is none, or where it is not the one this code was written for."""
     try:
         found = db.execute(LEDGER["identity"]).fetchone()
     except psycopg.errors.UndefinedTable as missing:
         raise LedgerNotReady(f"the database behind `billing_db` has no ledger; {ADOPT}") from missing
     if found is None:
         raise LedgerNotReady(f"the adoption of the database behind `billing_db` was not finished; {ADOPT}")
-    ledger_id, account_id, livemode, cut_over, pinned_cluster, this_cluster, migration = found
+    ledger_id, account_id, livemode, cut_over, pinned_cluster, this_cluster, migration, epoch, noted_attempts, recovered_at = found
+    # safeguard: the ledger this code was written for
     if migration != NEWEST_MIGRATION:
         raise LedgerNotReady(f"the ledger is at migration {migration}, this code needs {NEWEST_MIGRATION}; {ADOPT}")
-    if pinned_cluster != this_cluster:
-        raise LedgerNotReady(
-            f"this ledger was made in database cluster {pinned_cluster} but lies in {this_cluster}: it is a restored or copied "
-            "database, its fences no longer tell which rows were billed. Point `billing_db` at the original cluster; do not bill here."
-        )
     account = None if livemode is None else StripeAccount(account_id, livemode)
-    return LedgerIdentity(ledger_id, account, cut_over)
+    pinned = LedgerIdentity(ledger_id, account, cut_over, recovered_at)
+    return LedgerCopy(pinned, LedgerMark(epoch, noted_attempts), pinned_cluster, this_cluster)
 
 
 def exists(db: Connection) -> bool:
@@ -77,11 +94,13 @@ def check_application_tables(db: Connection, columns: Mapping[str, Mapping[str, 
 
 def check_rows(db: Connection, cut_over: datetime | None) -> None:
     """Raises LedgerNotReady for rows that no report could hold, and for a cut-over hour that is missing where another job billed."""
+    # safeguard: a job that billed before needs a cut-over hour
     if cut_over is None and db.execute(LEDGER["anything_billed"]).fetchone() == (True,):
         raise LedgerNotReady(
             "some rows of token_usage are billed already, so another job bills from it: stop that job, then adopt the database with "
             "--cut-over and the first hour that it did not bill, for instance --cut-over 2026-01-31T14:00Z"
         )
+    # safeguard: rows that no report could hold
     if broken := db.execute(LEDGER["unbillable_rows"], {"cut_over": cut_over}).fetchall():
         raise LedgerNotReady(
             f"token_usage rows {', '.join(str(row) for (row,) in broken)} have a negative token count, no count, no tenant, no time or no "
@@ -111,6 +130,7 @@ def pin_account(db: Connection, account: StripeAccount, now: datetime) -> None:
     db.execute(LEDGER["pin_account"], {"account_id": account.id, "livemode": account.livemode, "now": now})
     pinned = identity(db).account
     assert pinned is not None
+    # safeguard: the pinned account and mode
     if pinned.livemode != account.livemode or (pinned.id and account.id and pinned.id != account.id):
         raise WrongStripeAccount(
             f"connection `stripe_default` leads to {account}, but this ledger bills {pinned}. Give the connection the key of the "
@@ -194,6 +214,7 @@ def mark_rows(db: Connection, revision: dict[str, Any], disagreeing: Sequence[Di
     all_accepted, held_rows = db.execute(MARK["whole_revision"], revision).fetchone() or (False, 0)
     if all_accepted and not disagreeing:
         with db.transaction() as savepoint:
+            # safeguard: marking all at once marks what is held
             if db.execute(MARK["mark_all_rows"], revision).rowcount == held_rows:
                 return int(held_rows)
             raise psycopg.Rollback(savepoint)  # the fence sees rows that are in no report: only those in one are marked
@@ -237,8 +258,8 @@ def conservation(db: Connection, start: datetime, end: datetime) -> list[Conserv
 
 
 def late_windows(db: Connection, closed_before: datetime, run_is_over_before: datetime, waiting_since: datetime, most: int) -> list[Window]:
-    """The oldest windows before a time that hold rows no fence has seen, or, from a time on, reports frozen before a time and not
-    done yet."""
+    """Windows before a time that hold rows no fence has seen, or, from a time on, reports frozen before a time and not done yet; where
+    there are more than `most`, both kinds in turn."""
     bounds = {"closed_before": closed_before, "run_is_over_before": run_is_over_before, "waiting_since": waiting_since, "most": most}
     return [Window(start) for (start,) in db.execute(LATE_USAGE["late_windows"], bounds)]
 

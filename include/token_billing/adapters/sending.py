@@ -6,7 +6,9 @@ from datetime import datetime, timedelta
 from psycopg.types.json import Jsonb
 
 from token_billing.adapters.database import Connection, storable
+from token_billing.adapters.price_rows import price_row
 from token_billing.adapters.queries import queries
+from token_billing.adapters.surplus import note_late_answers
 from token_billing.model import (
     Accepted,
     AttemptResult,
@@ -31,10 +33,11 @@ def accept_zero_totals(db: Connection, window: Window, now: datetime) -> int:
     return db.execute(PUSH["accept_zero_totals"], {"window_start": window.start, "now": now}).rowcount
 
 
-def items_in_the_way(db: Connection, window: Window, shard: Shard) -> set[str | None]:
-    """Subscription items whose meter is not known, and None where a tenant has no item: with any of them, reports of the shard cannot
-    be sent yet."""
-    return {item for (item,) in db.execute(PUSH["items_in_the_way"], {"window_start": window.start, **shard.parameters})}
+def items_in_the_way(db: Connection, window: Window, shard: Shard, now: datetime) -> set[str | None]:
+    """Subscription items whose meter or present billing period is not known, and None where a tenant has no item: with any of them,
+    reports of the shard cannot be sent yet."""
+    parameters = {"window_start": window.start, "now": now, **shard.parameters}
+    return {item for (item,) in db.execute(PUSH["items_in_the_way"], parameters)}
 
 
 def set_metered_items(db: Connection, items: Iterable[MeteredItem], now: datetime) -> None:
@@ -43,6 +46,9 @@ def set_metered_items(db: Connection, items: Iterable[MeteredItem], now: datetim
     by_id = sorted(items, key=lambda item: item.usage_item_id)
     for meter in sorted({item.meter for item in by_id if item.meter is not None}):
         db.execute(PUSH["add_meter"], meter._asdict())
+    prices = {item.price.id: item.price for item in by_id if item.price is not None}
+    for price_id in sorted(prices):
+        db.execute(PUSH["add_price"], {**price_row(prices[price_id]), "now": now})
     for item in by_id:
         db.execute(
             PUSH["set_metered_item"],
@@ -51,6 +57,10 @@ def set_metered_items(db: Connection, items: Iterable[MeteredItem], now: datetim
                 "price_id": item.price_id,
                 "meter_id": item.meter and item.meter.id,
                 "problem": item.problem,
+                "subscription_id": item.subscription_id,
+                "period_start": item.period and item.period.start,
+                "period_end": item.period and item.period.end,
+                "is_first_period": item.is_first_period,
                 "now": now,
             },
         )
@@ -65,8 +75,8 @@ def reports_to_read_back(db: Connection, window: Window, shard: Shard, attempted
     """The shard's reports that may have arrived and were first attempted before that time."""
     parameters = {"window_start": window.start, "attempted_before": attempted_before, **shard.parameters}
     return [
-        DoubtfulReport(report_id, tenant_id, Side(side_start, side_end), *rest)
-        for report_id, tenant_id, side_start, side_end, *rest in db.execute(PUSH["reports_to_read_back"], parameters)
+        DoubtfulReport(report_id, tenant_id, Side(side_start, side_end), Side(span_start, span_end), *rest)
+        for report_id, tenant_id, side_start, side_end, span_start, span_end, *rest in db.execute(PUSH["reports_to_read_back"], parameters)
     ]
 
 
@@ -85,16 +95,24 @@ def begin_generation(db: Connection, report: DoubtfulReport, identifier: str, no
     db.execute(PUSH["begin_generation"], {"id": report.id, "generation": report.generation, "identifier": identifier, "now": now})
 
 
-def waiting_reports(db: Connection, window: Window, shard: Shard) -> list[tuple[int, Destination]]:
-    """The shard's reports that want sending, by id, and where each would go."""
-    waiting = db.execute(PUSH["waiting_reports"], {"window_start": window.start, **shard.parameters})
+def last_report(db: Connection, window: Window) -> int:
+    """The window's latest report; 0 where it has none."""
+    (report_id,) = db.execute(PUSH["last_report"], {"window_start": window.start}).fetchone() or (0,)
+    return int(report_id)
+
+
+def waiting_reports(db: Connection, window: Window, shard: Shard, last_report: int) -> list[tuple[int, Destination]]:
+    """The shard's reports, up to the last one, that want sending, by id, and where each would go."""
+    waiting = db.execute(PUSH["waiting_reports"], {"window_start": window.start, "last_report": last_report, **shard.parameters})
     return [(report_id, Destination(customer_id, item_id, Meter(*meter))) for report_id, customer_id, item_id, *meter in waiting]
 
 
-def lease_customers(db: Connection, destinations: Iterable[Destination], holder: str, lease: timedelta) -> tuple[set[tuple[str, str]], int]:
-    """Leases the customers and meters that nobody else holds; returns them as (customer id, event name), and how many holders
-    live, this one included."""
-    wanted = [(destination.customer_id, destination.meter.event_name) for destination in destinations]
+def lease_customers(
+    db: Connection, customers: Iterable[tuple[str, str]], holder: str, lease: timedelta
+) -> tuple[set[tuple[str, str]], int]:
+    """Leases the customers and meters, (customer id, event name), that nobody else holds; returns them, and how many holders live, this
+    one included."""
+    wanted = list(customers)
     parameters = {
         "holder": holder,
         "lease": lease,
@@ -146,6 +164,17 @@ def note_attempts(db: Connection, reports: Sequence[SendableReport], now: dateti
     db.execute(PUSH["note_attempts"], {"now": now, "attempts": Jsonb(attempts)})
 
 
+def count_attempts(db: Connection, count: int) -> None:
+    """Adds to the attempts that this ledger has ever noted; the last thing a transaction does, because others wait for it."""
+    db.execute(PUSH["count_attempts"], {"count": count})
+
+
+def doubt_reports(db: Connection, reports: Sequence[SendableReport], now: datetime) -> None:
+    """Notes reports, each with its event time, as sent perhaps by attempts that a restored database has forgotten."""
+    note_attempts(db, reports, now)
+    db.execute(PUSH["doubt_reports"], {"ids": [report.id for report in reports], "now": now})
+
+
 def quarantine_reports(db: Connection, reasons: dict[int, QuarantineReason], now: datetime) -> int:
     """Quarantines reports that no attempt can have delivered, by id; returns how many."""
     parameters = {"ids": list(reasons), "reasons": list(reasons.values()), "now": now}
@@ -153,11 +182,12 @@ def quarantine_reports(db: Connection, reasons: dict[int, QuarantineReason], now
 
 
 def record_outcomes(db: Connection, results: Sequence[AttemptResult], now: datetime) -> None:
-    """Writes down how attempts ended."""
+    """Writes down how attempts ended; what Stripe accepted under an identifier that its report has given up is noted as surplus."""
     outcomes = [
         {
             "id": result.report_id,
             "attempt": result.attempt,
+            "identifier": result.identifier,
             "state": _state_after(result),
             "outcome": type(result.outcome).__name__.lower(),
             "may_have_arrived": result.may_have_arrived,
@@ -167,7 +197,10 @@ def record_outcomes(db: Connection, results: Sequence[AttemptResult], now: datet
         }
         for result in results
     ]
-    db.execute(PUSH["record_outcomes"], {"now": now, "outcomes": Jsonb(outcomes)})
+    recorded = db.execute(PUSH["record_outcomes"], {"now": now, "outcomes": Jsonb(outcomes)}).rowcount
+    # safeguard: late answers are surplus
+    if recorded < len(results):  # only now, and with a snapshot of its own: a generation may have begun while that one waited
+        note_late_answers(db, [result for result in results if isinstance(result.outcome, Accepted)], now)
 
 
 def _state_after(result: AttemptResult) -> ReportState:
@@ -176,13 +209,14 @@ def _state_after(result: AttemptResult) -> ReportState:
             return ReportState.ACCEPTED
         case Rejected():
             return ReportState.REJECTED
+        # safeguard: undelivered after an unknown answer
         case Undelivered() if not result.may_have_arrived:
             return ReportState.FROZEN
         case _:
             return ReportState.UNRESOLVED
 
 
-def shard_states(db: Connection, window: Window, shard: Shard) -> dict[ReportState, tuple[int, str | None]]:
+def shard_states(db: Connection, window: Window, shard: Shard, last_report: int) -> dict[ReportState, tuple[int, str | None]]:
     """How many reports of the shard are in each state, with a message of Stripe's about one of them."""
-    states = db.execute(PUSH["shard_states"], {"window_start": window.start, **shard.parameters})
+    states = db.execute(PUSH["shard_states"], {"window_start": window.start, "last_report": last_report, **shard.parameters})
     return {ReportState(state): (count, message) for state, count, message in states}

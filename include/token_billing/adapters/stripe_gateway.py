@@ -12,11 +12,16 @@ import aiohttp
 import stripe
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
 
+from token_billing.adapters.stripe_objects import invoiced_by, present_period, terms_of
 from token_billing.errors import StripeRefusesKey, StripeUnavailable
 from token_billing.model import Answer, Destination, Meter, MeteredItem, NoAnswer, StripeAccount
+from token_billing.periods import NOT_CLOSING, InvoicedPeriod
+from token_billing.rating import Price
 from token_billing.targets import STRIPE_BASE, check_target, is_live
 
 Result = TypeVar("Result")
+
+log = logging.getLogger(__name__)
 
 # The SDK tells of every request and every answer at INFO: two lines a report would bury a task's log.
 logging.getLogger("stripe").setLevel(logging.WARNING)
@@ -35,6 +40,7 @@ class StripeTarget:
     timeout_s: float = 20.0
 
     def __post_init__(self) -> None:
+        # safeguard: every target is checked
         check_target(self.secret_key, self.base, sandbox=self.sandbox)
 
     def __repr__(self) -> str:
@@ -48,6 +54,7 @@ class StripeGateway:
         self._client = client
         self._target = target
         self._meters: dict[str, asyncio.Future[stripe.billing.Meter]] = {}
+        self._prices: dict[str, asyncio.Future[Price | None]] = {}
 
     async def account(self) -> StripeAccount:
         """Whose key this is; raises StripeRefusesKey or StripeUnavailable, both naming the connection."""
@@ -61,7 +68,8 @@ class StripeGateway:
         return StripeAccount(account.id, livemode)
 
     async def metered_item(self, usage_item_id: str) -> MeteredItem:
-        """The item's price and meter; what is wrong with it is told in `problem`, not raised. Each meter is read once."""
+        """The item's price, meter and present period; what is wrong with it is told in `problem`, not raised. Each meter and each tier
+        table is read once."""
         try:
             item = await self._read(lambda: self._client.v1.subscription_items.retrieve_async(usage_item_id))
         except stripe.InvalidRequestError as refusal:
@@ -78,12 +86,53 @@ class StripeGateway:
         if meter_id not in self._meters:
             reading = self._read(lambda: self._client.v1.billing.meters.retrieve_async(meter_id))
             self._meters[meter_id] = asyncio.ensure_future(reading)
-        meter = await self._meters[meter_id]
+        if price.id not in self._prices:
+            self._prices[price.id] = asyncio.ensure_future(self._terms(price))
+        meter, terms = await self._meters[meter_id], await self._prices[price.id]
         if meter.default_aggregation.formula != "sum":
             problem = f"meter {meter_id} aggregates by {meter.default_aggregation.formula}, not by sum"
             return MeteredItem(usage_item_id, price.id, problem=problem)
         keys = meter.customer_mapping.event_payload_key, meter.value_settings.event_payload_key
-        return MeteredItem(usage_item_id, price.id, Meter(meter.id, meter.event_name, *keys))
+        period, is_first = present_period(item)
+        if period is None:
+            log.warning("Stripe tells of no billing period of item %s, so its usage is sent unchecked", usage_item_id)
+        destination = Meter(meter.id, meter.event_name, *keys)
+        return MeteredItem(usage_item_id, price.id, destination, None, getattr(item, "subscription", None), period, is_first, terms)
+
+    async def _terms(self, price: stripe.Price) -> Price | None:
+        """What units cost; None, with a warning, where that cannot be read: it decides nothing about what is sent."""
+        try:
+            if price.billing_scheme == "tiered":  # the tiers are shown only when they are asked for
+                price = await self._read(lambda: self._client.v1.prices.retrieve_async(price.id, {"expand": ["tiers"]}))
+            return terms_of(price)
+        except (stripe.InvalidRequestError, stripe.PermissionError, AttributeError, ValueError) as unreadable:
+            log.warning("the terms of price %s cannot be read, so its usage has no known value in money: %s", price.id, unreadable)
+            return None
+
+    async def invoiced_periods(self, usage_item_id: str, subscription_id: str, since: datetime, now: datetime) -> list[InvoicedPeriod]:
+        """The periods of an item that the subscription's invoices made since then close; none, with a warning, where Stripe, or what
+        answers for it, knows no such invoices."""
+        wanted = {"subscription": subscription_id, "created": {"gte": int(since.timestamp())}, "limit": 100}
+
+        async def closing() -> list[InvoicedPeriod]:
+            listed = await self._client.v1.invoices.list_async(wanted)  # type: ignore[arg-type]
+            found = []
+            async for invoice in listed.auto_paging_iter():
+                if invoice.billing_reason not in NOT_CLOSING:
+                    lines = [line async for line in invoice.lines.auto_paging_iter()]
+                    found += invoiced_by(invoice, lines, usage_item_id, now)
+            return found
+
+        try:
+            return await self._read(closing)
+        except stripe.PermissionError as refusal:
+            raise StripeRefusesKey(
+                f"the key of connection `stripe_default` may not read invoices: {_message(refusal)}. Give it read access to invoices: "
+                "usage in a period whose invoice is final would never be billed."
+            ) from refusal
+        except (stripe.InvalidRequestError, AttributeError) as unknown:
+            log.warning("the invoices of subscription %s cannot be read, so its usage is sent unchecked: %s", subscription_id, unknown)
+            return []
 
     async def report_usage(
         self, destination: Destination, identifier: str, idempotency_key: str, token_count: int, event_time: datetime
@@ -92,24 +141,42 @@ class StripeGateway:
 
         A raw request of the SDK's: the answer need not become objects, which is a fifth of the price of a call."""
         meter = destination.meter
+        return await self._write(
+            "/v1/billing/meter_events",
+            lambda event: event.get("identifier") == identifier,
+            event_name=meter.event_name,
+            payload={meter.customer_payload_key: destination.customer_id, meter.value_payload_key: str(token_count)},
+            identifier=identifier,
+            timestamp=int(event_time.timestamp()),
+            idempotency_key=idempotency_key,
+        )
+
+    async def cancel_usage(self, event_name: str, identifier: str, idempotency_key: str) -> Answer | NoAnswer:
+        """Asks Stripe, once, not to count a meter event; never raises for anything that Stripe or the network does."""
+        return await self._write(
+            "/v1/billing/meter_event_adjustments",
+            lambda adjustment: (adjustment.get("cancel") or {}).get("identifier") == identifier,
+            event_name=event_name,
+            type="cancel",
+            cancel={"identifier": identifier},
+            idempotency_key=idempotency_key,
+        )
+
+    async def _write(self, path: str, is_about_it: Callable[[dict[str, Any]], bool], **parameters: Any) -> Answer | NoAnswer:
+        """One write, without retries; a success that `is_about_it` does not recognise is no answer of Stripe's."""
         try:
-            answer = await self._client.raw_request_async(
-                "post",
-                "/v1/billing/meter_events",
-                event_name=meter.event_name,
-                payload={meter.customer_payload_key: destination.customer_id, meter.value_payload_key: str(token_count)},
-                identifier=identifier,
-                timestamp=int(event_time.timestamp()),
-                idempotency_key=idempotency_key,
-            )
-            if not isinstance(answer.data, dict) or answer.data.get("identifier") != identifier:
+            answer = await self._client.raw_request_async("post", path, **parameters)
+            # safeguard: a success names the event
+            if not isinstance(answer.data, dict) or not is_about_it(answer.data):
                 return NoAnswer("the answer does not name the event that was sent: something else answers for Stripe", never_left=False)
             return Answer(200)
         except stripe.StripeError as error:
             if error.http_status is None or error.http_status < 300:
+                # safeguard: only a connection never made left nothing
                 return NoAnswer(_message(error), never_left=isinstance(error.__cause__, aiohttp.ClientConnectorError))
             return _answer(error)
         except _TRANSPORT_ERRORS as error:
+            # safeguard: a broken connection may have delivered
             return NoAnswer(f"{type(error).__name__}: {error}", never_left=False)
 
     async def summed_usage(self, customer_id: str, meter_id: str, start: datetime, end: datetime) -> int:
@@ -159,6 +226,7 @@ async def stripe_gateway(target: StripeTarget) -> AsyncIterator[StripeGateway]:
         target.secret_key,
         base_addresses={"api": target.base, "meter_events": target.base},
         http_client=transport,
+        # safeguard: no retries but noted ones
         max_network_retries=0,
     )
     try:

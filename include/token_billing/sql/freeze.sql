@@ -1,5 +1,6 @@
 -- name: take_turn
 -- Freezes one window at a time. LOCK TABLE takes no snapshot, so the REPEATABLE READ snapshot is taken after the wait.
+-- safeguard: one freeze at a time
 LOCK TABLE billing.fence IN SHARE ROW EXCLUSIVE MODE
 
 -- name: last_fence
@@ -15,14 +16,16 @@ LIMIT 1
 SELECT tenant_id, count(*), (sum(input_tokens) + sum(output_tokens))::bigint
 FROM token_usage
 WHERE created_at >= %(window_start)s AND created_at < %(window_end)s
+  -- safeguard: what another job billed
   AND NOT billed
+  -- safeguard: the fence in freezing
   AND (%(last_snapshot)s::pg_snapshot IS NULL OR NOT pg_visible_in_snapshot(recorded_xid, %(last_snapshot)s::pg_snapshot))
 GROUP BY tenant_id
 
 -- name: set_fence
 -- Fixes what this transaction sees as what the revision holds.
 INSERT INTO billing.fence (window_start, revision, snapshot, frozen_at)
-VALUES (%(window_start)s, %(revision)s, pg_current_snapshot(), %(now)s)
+VALUES (%(window_start)s, %(revision)s, billing.recording_snapshot(), %(now)s)
 
 -- name: add_reports
 -- One report per tenant and side; the reason is given where the usage may not be sent from the start.

@@ -23,6 +23,7 @@ WITH waiting AS (
     GROUP BY tenant_id
     HAVING count(*) >= 24
 )
+-- safeguard: totals that look wrong are held
 INSERT INTO billing.hold (report_id, reason, token_count, limit_tokens, held_at)
 SELECT waiting.id, CASE WHEN hour.tokens > %(largest_total)s::bigint THEN 'absurd_total' ELSE 'beyond_history' END, hour.tokens,
        CASE WHEN hour.tokens > %(largest_total)s::bigint THEN %(largest_total)s::bigint ELSE history.allowed END, %(now)s
@@ -38,18 +39,34 @@ SELECT hold.report_id, report.tenant_id, report.window_start, hold.reason, hold.
 FROM billing.hold
 JOIN billing.usage_report report ON report.id = hold.report_id
 WHERE hold.decision IS NULL
-  AND (%(asked_before)s::timestamptz IS NULL OR hold.asked_at IS NULL OR hold.asked_at < %(asked_before)s)
 ORDER BY report.window_start, hold.report_id
 
--- name: note_asked
--- Somebody is being asked about these.
-UPDATE billing.hold SET asked_at = %(now)s WHERE report_id = ANY(%(ids)s::bigint[])
+-- name: take_questions
+-- Undecided reports that nobody has been asked about since a time; from now on somebody is. Of several runs at once, one gets each.
+WITH unasked AS (
+    SELECT report_id
+    FROM billing.hold
+    WHERE decision IS NULL AND (asked_at IS NULL OR asked_at < %(asked_before)s)
+    -- safeguard: each question is asked once
+    FOR UPDATE SKIP LOCKED  -- who holds the lock asks about it, or decides
+), asked AS (
+    UPDATE billing.hold
+    SET asked_at = %(now)s
+    FROM unasked
+    WHERE hold.report_id = unasked.report_id
+    RETURNING hold.report_id, hold.reason, hold.token_count, hold.limit_tokens
+)
+SELECT asked.report_id, report.tenant_id, report.window_start, asked.reason, asked.token_count, asked.limit_tokens
+FROM asked
+JOIN billing.usage_report report ON report.id = asked.report_id
+ORDER BY report.window_start, asked.report_id
 
 -- name: decide
 -- Writes the decision down, unless there is one; a refused report is quarantined.
 WITH decided AS (
     UPDATE billing.hold
     SET decision = %(decision)s, decided_by = %(by)s, decided_at = %(now)s
+    -- safeguard: a decision stands
     WHERE report_id = %(report_id)s AND decision IS NULL
     RETURNING report_id
 ), refused AS (

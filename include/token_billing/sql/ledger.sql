@@ -1,7 +1,8 @@
 -- name: identity
 -- What the ledger is pinned to, its newest migration, and whether it lies in the cluster whose transaction ids its fences speak of.
 SELECT ledger_id::text, stripe_account_id, stripe_livemode, cut_over, system_identifier,
-       (SELECT system_identifier FROM pg_control_system()), (SELECT version_num FROM billing.migration)
+       (SELECT system_identifier FROM pg_control_system()), (SELECT version_num FROM billing.migration),
+       epoch, noted_attempts, recovered_at
 FROM billing.ledger
 
 -- name: create
@@ -14,6 +15,7 @@ ON CONFLICT DO NOTHING
 -- Pins the Stripe account and mode at first contact; the first one wins.
 UPDATE billing.ledger
 SET stripe_account_id = %(account_id)s, stripe_livemode = %(livemode)s, pinned_at = %(now)s
+-- safeguard: the first account stays
 WHERE pinned_at IS NULL
 
 -- name: exists

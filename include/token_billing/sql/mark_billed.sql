@@ -36,6 +36,7 @@ WITH accepted AS MATERIALIZED (
         SELECT tenant_id, count(*) AS row_count, (sum(input_tokens) + sum(output_tokens))::bigint AS token_count
         FROM token_usage
         WHERE created_at >= %(window_start)s AND created_at < %(window_end)s AND NOT billed
+          -- safeguard: the fence in comparing
           AND pg_visible_in_snapshot(recorded_xid, %(snapshot)s::pg_snapshot)
           AND (%(earlier_snapshot)s::pg_snapshot IS NULL
                OR NOT pg_visible_in_snapshot(recorded_xid, %(earlier_snapshot)s::pg_snapshot))
@@ -47,6 +48,7 @@ WITH accepted AS MATERIALIZED (
     FROM token_usage usage
     JOIN accepted
       ON accepted.tenant_id = usage.tenant_id AND usage.created_at >= accepted.side_start AND usage.created_at < accepted.side_end
+    -- safeguard: each side by itself
     WHERE NOT accepted.is_whole
       AND usage.created_at >= %(window_start)s AND usage.created_at < %(window_end)s AND NOT usage.billed
       AND pg_visible_in_snapshot(usage.recorded_xid, %(snapshot)s::pg_snapshot)
@@ -57,6 +59,7 @@ WITH accepted AS MATERIALIZED (
 SELECT accepted.id, accepted.tenant_id, accepted.token_count, coalesce(held.token_count, 0), accepted.row_count, coalesce(held.row_count, 0)
 FROM accepted
 LEFT JOIN held ON held.id = accepted.id
+-- safeguard: the rows still are what was frozen
 WHERE held.token_count IS DISTINCT FROM accepted.token_count OR held.row_count IS DISTINCT FROM accepted.row_count
 
 -- name: mark_rows
@@ -65,9 +68,11 @@ UPDATE token_usage usage
 SET billed = true
 FROM billing.usage_report report
 WHERE report.window_start = %(window_start)s AND report.revision = %(revision)s AND report.state = 'accepted'
+  -- safeguard: a disagreeing report is not marked
   AND report.id <> ALL(%(disagreeing_ids)s::bigint[])
   AND usage.tenant_id = report.tenant_id AND usage.created_at >= report.side_start AND usage.created_at < report.side_end
   AND usage.created_at >= %(window_start)s AND usage.created_at < %(window_end)s AND NOT usage.billed
+  -- safeguard: the fence in marking
   AND pg_visible_in_snapshot(usage.recorded_xid, %(snapshot)s::pg_snapshot)
   AND (%(earlier_snapshot)s::pg_snapshot IS NULL
        OR NOT pg_visible_in_snapshot(usage.recorded_xid, %(earlier_snapshot)s::pg_snapshot))

@@ -8,6 +8,7 @@ WHERE resumed_at IS NULL
 -- Pauses all sending; nothing happens where it is paused already.
 INSERT INTO billing.pause (paused_by, paused_at, reason)
 VALUES (%(by)s, %(now)s, %(reason)s)
+-- safeguard: one pause at a time
 ON CONFLICT DO NOTHING
 
 -- name: resume

@@ -1,6 +1,7 @@
 -- name: accept_zero_totals
 -- A report of no tokens needs no call.
 UPDATE billing.usage_report
+-- safeguard: only nothing is accepted unsent
 SET state = 'accepted', accepted_at = %(now)s
 WHERE window_start = %(window_start)s AND state = 'frozen' AND attempt_count = 0 AND token_count = 0
 
@@ -12,7 +13,10 @@ LEFT JOIN tenants tenant ON tenant.id = report.tenant_id
 LEFT JOIN billing.metered_item item ON item.usage_item_id = tenant.stripe_usage_item_id AND item.problem IS NULL
 WHERE report.window_start = %(window_start)s AND report.state = 'frozen' AND report.attempt_count = 0 AND report.token_count > 0
   AND (hashtextextended(report.tenant_id, 0) & 65535) %% %(shard_count)s = %(shard)s
-  AND (item.usage_item_id IS NULL OR coalesce(tenant.stripe_customer_id, '') = '')
+  AND (item.usage_item_id IS NULL OR coalesce(tenant.stripe_customer_id, '') = ''
+       -- its period is over: there may be another; what was asked around its end, or long ago, is asked again
+       OR item.period_end <= %(now)s
+          AND (item.looked_up_at < item.period_end + interval '5 minutes' OR item.looked_up_at < %(now)s - interval '1 day'))
 
 -- name: add_meter
 -- What Stripe said of a meter; nothing of it but its display name can change there.
@@ -20,12 +24,24 @@ INSERT INTO billing.meter (meter_id, event_name, customer_payload_key, value_pay
 VALUES (%(id)s, %(event_name)s, %(customer_payload_key)s, %(value_payload_key)s)
 ON CONFLICT DO NOTHING
 
+-- name: add_price
+-- What Stripe said of a price; nothing that counts can change there.
+INSERT INTO billing.price (price_id, currency, mode, tiers, package_size, package_rounds_up, learned_at)
+VALUES (%(id)s, %(currency)s, %(mode)s, %(tiers)s, %(package_size)s, %(package_rounds_up)s, %(now)s)
+ON CONFLICT DO NOTHING
+
 -- name: set_metered_item
 -- What Stripe said of a subscription item; newer news replaces older.
-INSERT INTO billing.metered_item (usage_item_id, price_id, meter_id, problem, looked_up_at)
-VALUES (%(usage_item_id)s, %(price_id)s, %(meter_id)s, %(problem)s, %(now)s)
+INSERT INTO billing.metered_item
+    (usage_item_id, price_id, meter_id, problem, subscription_id, period_start, period_end, is_first_period, looked_up_at)
+VALUES (%(usage_item_id)s, %(price_id)s, %(meter_id)s, %(problem)s, %(subscription_id)s, %(period_start)s, %(period_end)s,
+        %(is_first_period)s, %(now)s)
 ON CONFLICT (usage_item_id) DO UPDATE
-SET price_id = EXCLUDED.price_id, meter_id = EXCLUDED.meter_id, problem = EXCLUDED.problem, looked_up_at = EXCLUDED.looked_up_at
+SET price_id = coalesce(EXCLUDED.price_id, metered_item.price_id), meter_id = EXCLUDED.meter_id, problem = EXCLUDED.problem,
+    subscription_id = coalesce(EXCLUDED.subscription_id, metered_item.subscription_id),
+    period_start = coalesce(EXCLUDED.period_start, metered_item.period_start),
+    period_end = coalesce(EXCLUDED.period_end, metered_item.period_end), is_first_period = EXCLUDED.is_first_period,
+    looked_up_at = EXCLUDED.looked_up_at
 WHERE metered_item.looked_up_at <= EXCLUDED.looked_up_at
 
 -- name: quarantine_unlinked
@@ -34,6 +50,7 @@ UPDATE billing.usage_report report
 SET state = 'quarantined', quarantined_at = %(now)s, quarantine_reason = unlinked.reason
 FROM (
     SELECT waiting.id,
+           -- safeguard: usage that leads nowhere
            CASE WHEN tenant.id IS NULL THEN 'unknown_tenant'
                 WHEN coalesce(tenant.stripe_customer_id, '') = '' THEN 'no_customer'
                 WHEN coalesce(tenant.stripe_usage_item_id, '') = '' THEN 'no_subscription_item'
@@ -48,26 +65,37 @@ FROM (
 WHERE report.id = unlinked.id AND unlinked.reason IS NOT NULL AND report.state = 'frozen' AND report.attempt_count = 0
 
 -- name: reports_to_read_back
--- Reports that may have arrived but are too old to be resent, and what their minute holds of their customers' other reports.
--- That is: the tokens that Stripe has, and whether some of those reports are in doubt themselves.
-SELECT report.id, report.tenant_id, report.side_start, report.side_end, report.revision, report.generation, report.token_count,
-       report.customer_id, report.meter_id, date_trunc('minute', report.event_time, 'UTC'), report.absent_since,
+-- Reports that may have arrived but must not be resent, and what their span holds of their customers' other reports.
+-- The span is the report's minute, or its hour where a restored database may have forgotten how it was dated. Of the others: the tokens
+-- that Stripe has, and those of reports in doubt themselves.
+SELECT report.id, report.tenant_id, report.side_start, report.side_end,
+       CASE WHEN report.forgotten THEN report.window_start ELSE date_trunc('minute', report.event_time, 'UTC') END,
+       CASE WHEN report.forgotten THEN report.window_start + interval '1 hour'
+            ELSE date_trunc('minute', report.event_time, 'UTC') + interval '1 minute' END,
+       report.revision, report.generation, report.token_count, report.customer_id, report.meter_id, report.event_name, report.forgotten,
+       report.absent_since,
+       -- safeguard: others in the span
        coalesce(sum(other.token_count) FILTER (WHERE other.state IN ('accepted', 'billed')), 0)::bigint,
-       coalesce(bool_or(other.state NOT IN ('accepted', 'billed')), false)
+       coalesce(sum(other.token_count) FILTER (WHERE other.state = 'sending' OR other.state = 'unresolved' AND other.may_have_arrived), 0)
+           ::bigint
 FROM billing.usage_report report
 LEFT JOIN billing.usage_report other
   ON other.customer_id = report.customer_id AND other.event_name = report.event_name AND other.window_start = report.window_start
- AND date_trunc('minute', other.event_time, 'UTC') = date_trunc('minute', report.event_time, 'UTC')
+ AND (report.forgotten OR date_trunc('minute', other.event_time, 'UTC') = date_trunc('minute', report.event_time, 'UTC'))
  AND other.id <> report.id AND other.attempt_count > 0
 WHERE report.window_start = %(window_start)s AND report.state IN ('sending', 'unresolved')
-  AND (report.may_have_arrived OR report.state = 'sending') AND report.first_attempted_at <= %(attempted_before)s
+  AND (report.may_have_arrived OR report.state = 'sending') AND (report.forgotten OR report.first_attempted_at <= %(attempted_before)s)
+  -- safeguard: nothing is concluded while a surplus is in the minute
+  AND NOT EXISTS (SELECT FROM billing.surplus -- until it has left the minute, nothing is concluded from that
+                  WHERE surplus.report_id = report.id AND surplus.resolved_at IS NULL
+                    AND (surplus.cancelled_at IS NULL OR surplus.cancelled_at > %(attempted_before)s))
   AND (hashtextextended(report.tenant_id, 0) & 65535) %% %(shard_count)s = %(shard)s
 GROUP BY report.id
 
 -- name: accept_read_back
 -- Stripe's summary holds the report.
 UPDATE billing.usage_report
-SET state = 'accepted', accepted_at = %(now)s, absent_since = NULL
+SET state = 'accepted', accepted_at = %(now)s, absent_since = NULL, forgotten = false
 WHERE id = %(id)s AND generation = %(generation)s AND state IN ('sending', 'unresolved')
 
 -- name: note_absence
@@ -79,9 +107,14 @@ WHERE id = %(id)s AND generation = %(generation)s AND state IN ('sending', 'unre
 -- name: begin_generation
 -- Proven absent: the report is to be sent again, under a new identifier.
 UPDATE billing.usage_report
+-- safeguard: a generation begins as if nothing had been sent
 SET state = 'frozen', generation = generation + 1, identifier = %(identifier)s, first_attempted_at = %(now)s,
-    may_have_arrived = false, key_number = 0, absent_since = NULL
+    may_have_arrived = false, key_number = 0, absent_since = NULL, forgotten = false
 WHERE id = %(id)s AND generation = %(generation)s AND state IN ('sending', 'unresolved')
+
+-- name: last_report
+-- The latest report of a window; later ones, which a push that begins now has not looked at, have a push of their own.
+SELECT coalesce(max(id), 0) FROM billing.usage_report WHERE window_start = %(window_start)s
 
 -- name: waiting_reports
 -- The reports of a shard that want sending, and where each would go: as first attempted, else as its tenant is linked now.
@@ -91,10 +124,11 @@ FROM billing.usage_report report
 LEFT JOIN tenants tenant ON tenant.id = report.tenant_id AND report.attempt_count = 0
 LEFT JOIN billing.metered_item item ON item.usage_item_id = tenant.stripe_usage_item_id
 JOIN billing.meter meter ON meter.meter_id = coalesce(report.meter_id, item.meter_id)
-WHERE report.window_start = %(window_start)s
-  AND report.state IN ('frozen', 'sending', 'unresolved') AND report.token_count > 0
+WHERE report.window_start = %(window_start)s AND report.id <= %(last_report)s
+  AND report.state IN ('frozen', 'sending', 'unresolved') AND report.token_count > 0 AND NOT report.forgotten
   AND (report.attempt_count > 0 OR tenant.stripe_customer_id <> '')
   AND (hashtextextended(report.tenant_id, 0) & 65535) %% %(shard_count)s = %(shard)s
+  -- safeguard: what is held is not sent
   AND NOT EXISTS (SELECT FROM billing.hold WHERE hold.report_id = report.id AND hold.decision IS NULL)
 ORDER BY report.id
 
@@ -105,6 +139,7 @@ WITH leased AS (
     SELECT customer_id, event_name, %(holder)s::uuid, clock_timestamp() + %(lease)s
     FROM (SELECT DISTINCT * FROM unnest(%(customer_ids)s::text[], %(event_names)s::text[])) AS wanted (customer_id, event_name)
     ORDER BY customer_id, event_name  -- in one order, so that two holders cannot wait for each other
+    -- safeguard: a lease of another
     ON CONFLICT (customer_id, event_name) DO UPDATE
     SET holder = EXCLUDED.holder, expires_at = EXCLUDED.expires_at
     WHERE customer_lease.holder = EXCLUDED.holder OR customer_lease.expires_at < clock_timestamp()
@@ -124,6 +159,7 @@ WHERE holder = %(holder)s::uuid
 -- name: reports_to_send
 -- The given reports as they stand now that their customers are leased, with the minutes their customers' other reports use.
 SELECT report.id, report.side_start, report.side_end, report.identifier, report.token_count,
+       -- safeguard: what a dead worker was sending
        report.attempt_count, report.first_attempted_at, report.may_have_arrived OR report.state = 'sending',
        report.key_number, report.event_time,
        ARRAY(SELECT other.event_time
@@ -132,6 +168,7 @@ SELECT report.id, report.side_start, report.side_end, report.identifier, report.
                AND other.window_start = report.window_start AND other.event_time IS NOT NULL)
 FROM unnest(%(ids)s::bigint[], %(customer_ids)s::text[], %(event_names)s::text[]) AS wanted (id, customer_id, event_name)
 JOIN billing.usage_report report ON report.id = wanted.id
+-- safeguard: settled reports are not sent
 WHERE report.state IN ('frozen', 'sending', 'unresolved')
 ORDER BY report.id
 FOR UPDATE OF report
@@ -140,6 +177,7 @@ FOR UPDATE OF report
 -- Writes down, before anything is sent, that it may have been: from here on the report counts as attempted.
 WITH noted AS (
     UPDATE billing.usage_report report
+    -- safeguard: a note says what may have arrived
     SET state = 'sending',
         absent_since = NULL,
         may_have_arrived = attempt.may_have_arrived,
@@ -155,19 +193,39 @@ WITH noted AS (
 INSERT INTO billing.push_attempt (report_id, attempt, identifier, noted_at)
 SELECT id, attempt_count, identifier, %(now)s FROM noted
 
+-- name: count_attempts
+-- Adds newly noted attempts to those of the ledger; the last statement of its transaction, because others wait for it.
+UPDATE billing.ledger SET noted_attempts = noted_attempts + %(count)s
+
+-- name: doubt_reports
+-- Reports whose attempts, if any, were forgotten with an older copy of the database: nothing is sent before their hour was read back.
+WITH doubted AS (
+    UPDATE billing.usage_report
+    SET state = 'unresolved', may_have_arrived = true, forgotten = true
+    WHERE id = ANY(%(ids)s::bigint[])
+    RETURNING id, attempt_count
+)
+UPDATE billing.push_attempt attempt
+SET answered_at = %(now)s, outcome = 'unresolved', message = 'the database was restored and may have forgotten that this was sent'
+FROM doubted
+WHERE attempt.report_id = doubted.id AND attempt.attempt = doubted.attempt_count
+
 -- name: quarantine_reports
 -- Keeps reports aside that no attempt can have delivered.
 UPDATE billing.usage_report report
 SET state = 'quarantined', quarantined_at = %(now)s, quarantine_reason = aside.reason
 FROM unnest(%(ids)s::bigint[], %(reasons)s::text[]) AS aside (id, reason)
+-- safeguard: nothing that may have arrived is kept aside
 WHERE report.id = aside.id AND NOT report.may_have_arrived
 
 -- name: record_outcomes
 -- Writes down how attempts ended. Only a holder's own attempt decides a state, but that Stripe has a report is true whoever learns it.
+-- An answer is about the identifier that was attempted: it says nothing of a generation begun since.
 WITH outcome AS (
     SELECT *
     FROM jsonb_to_recordset(%(outcomes)s::jsonb) AS ended (
-        id bigint, attempt integer, state text, outcome text, may_have_arrived boolean, key_number integer, http_status integer, message text)
+        id bigint, attempt integer, identifier text, state text, outcome text, may_have_arrived boolean, key_number integer,
+        http_status integer, message text)
 ), answered AS (
     UPDATE billing.push_attempt attempt
     SET answered_at = %(now)s, outcome = outcome.outcome, http_status = outcome.http_status, message = outcome.message
@@ -181,7 +239,8 @@ SET state = outcome.state,
     key_number = outcome.key_number,
     accepted_at = CASE WHEN outcome.state = 'accepted' THEN %(now)s::timestamptz END
 FROM outcome
-WHERE report.id = outcome.id
+-- safeguard: an answer about the holder's own attempt
+WHERE report.id = outcome.id AND report.identifier = outcome.identifier
   AND (report.state = 'sending' AND report.attempt_count = outcome.attempt
        OR outcome.state = 'accepted' AND report.state IN ('frozen', 'sending', 'unresolved', 'rejected'))
 
@@ -191,7 +250,7 @@ SELECT report.state, count(*), max(attempt.message)
 FROM billing.usage_report report
 LEFT JOIN billing.push_attempt attempt
   ON attempt.report_id = report.id AND attempt.attempt = report.attempt_count AND report.state NOT IN ('accepted', 'billed')
-WHERE report.window_start = %(window_start)s
+WHERE report.window_start = %(window_start)s AND report.id <= %(last_report)s
   AND (hashtextextended(report.tenant_id, 0) & 65535) %% %(shard_count)s = %(shard)s
   AND NOT EXISTS (SELECT FROM billing.hold WHERE hold.report_id = report.id AND hold.decision IS NULL)
 GROUP BY report.state

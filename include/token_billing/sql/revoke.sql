@@ -7,6 +7,7 @@ FROM billing.usage_report report
 JOIN billing.fence fence ON fence.window_start = report.window_start AND fence.revision = report.revision
 LEFT JOIN billing.fence earlier ON earlier.window_start = report.window_start AND earlier.revision = report.revision - 1
 WHERE report.id = %(id)s
+-- safeguard: one revocation or marking at a time
 FOR UPDATE OF report
 
 -- name: held_rows
@@ -37,6 +38,7 @@ SELECT count(*) FROM cleared
 -- Writes down who took back what, and why. Attempts whose answer never came have theirs now: a worker that wakes up later has no say.
 WITH settled AS (
     UPDATE billing.push_attempt
+    -- safeguard: answers that come after a revocation
     SET answered_at = %(now)s, outcome = 'disowned'
     WHERE report_id = %(id)s AND identifier = %(identifier)s AND answered_at IS NULL
 )

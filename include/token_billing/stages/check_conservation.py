@@ -19,6 +19,7 @@ def check_conservation(connect: Connect, window: Window) -> dict[str, int]:
     # Before the cut-over hour another job billed; its rows are marked without a report of ours.
     ours = cut_over is None or window.start >= cut_over
     broken = [tenant for tenant in tenants if not (tenant.holds if ours else tenant.holds_beside_another_job)]
+    # safeguard: the conservation law
     if broken:
         raise ConservationBroken(
             f"window {window}: tokens do not add up for {len(broken)} tenants: "

@@ -52,6 +52,7 @@ class Delivery:
         self._share_rate(holder_count)
         queues: defaultdict[tuple[str, str], list[SendableReport]] = defaultdict(list)
         for report in reports:
+            # safeguard: one call at a time per customer
             queues[report.destination.customer_id, report.destination.meter.event_name].append(report)
         last_start = leased_until - self._timeout_s
         waiting, results = iter(queues.values()), list[AttemptResult]()
@@ -81,8 +82,10 @@ class Delivery:
             await self._limiter.acquire()
             if self._stopped:
                 return Undelivered("the push ended before it was sent", try_again=False)
+            # safeguard: no request outlasts its lease
             if time.monotonic() > last_start:
                 return Undelivered("the lease on the customer was running out", try_again=False)
+            # safeguard: the age right before each write
             if not metering.may_be_sent(report, event_time, may_have_arrived, self._clock()):
                 return Undelivered("it became too old to be sent safely", try_again=False)
             started = True
@@ -95,13 +98,14 @@ class Delivery:
             )
             outcome = metering.classify(answer, may_have_arrived=may_have_arrived)
             if isinstance(outcome, Unresolved):
+                # safeguard: what each try leaves behind
                 may_have_arrived, key_number = outcome.may_have_arrived, key_number + outcome.new_key
             return outcome
 
         outcome = await request()
         if _wants_another_try(outcome):  # hardly ever: so only then the price of tenacity, a tenth of a call's
             outcome = await self._try_again(request, outcome)
-        return AttemptResult(report.id, report.attempt_count + 1, outcome, may_have_arrived, key_number, started)
+        return AttemptResult(report.id, report.attempt_count + 1, report.identifier, outcome, may_have_arrived, key_number, started)
 
     async def _try_again(self, request: Callable[[], Awaitable[Outcome]], first: Outcome) -> Outcome:
         """The outcome after as many further requests as the settings allow; the first one's counts as a try."""

@@ -11,6 +11,7 @@ from token_billing.windows import Window, require_closed
 log = logging.getLogger(__name__)
 
 
+# safeguard: a freeze that met another is tried again
 @retry_serialization
 def freeze(connect: Connect, window: Window, clock: Clock) -> FrozenWindow:
     """Freezes what no fence of the window has seen as its next revision, in one REPEATABLE READ transaction; where there is
@@ -20,7 +21,9 @@ def freeze(connect: Connect, window: Window, clock: Clock) -> FrozenWindow:
     require_closed(window, clock())
     with session(connect) as db:
         identity = ledger.identity(db)
+        # safeguard: one snapshot to freeze
         with repeatable_read(db):
+            # safeguard: the turn comes before the snapshot
             ledger.take_freezing_turn(db)  # before the snapshot: what an earlier freeze committed is seen
             revision, last_snapshot = ledger.last_fence(db, window) or (-1, None)
             totals = ledger.unfrozen_totals(db, window, last_snapshot)
@@ -28,6 +31,7 @@ def freeze(connect: Connect, window: Window, clock: Clock) -> FrozenWindow:
             if frozen:
                 revision += 1
                 identifiers = [metering.identifier(identity.ledger_id, total.tenant_id, window, total.side, revision) for total in totals]
+                # safeguard: usage before the cut-over hour
                 before_adoption = identity.cut_over is not None and window.start < identity.cut_over
                 reason = QuarantineReason.BEFORE_ADOPTION if before_adoption else None
                 ledger.set_fence(db, window, revision, clock())

@@ -22,13 +22,11 @@ def held_reports(connect: Connect) -> list[HeldReport]:
 
 
 def take_questions(connect: Connect, clock: Clock) -> list[HeldReport]:
-    """The held reports that nobody is being asked about; from now on somebody is."""
+    """The held reports that nobody is being asked about; from now on somebody is. Several runs at once never take the same one."""
     with session(connect) as db:
         ledger.identity(db)
-        with db.transaction():
-            found = holds.held_reports(db, clock() - ASK_AGAIN_AFTER)
-            holds.note_asked(db, [held.report_id for held in found], clock())
-    return found
+        now = clock()
+        return holds.take_questions(db, now - ASK_AGAIN_AFTER, now)
 
 
 def decide(connect: Connect, report_id: int, *, approve: bool, by: str, clock: Clock) -> None:

@@ -23,11 +23,13 @@ MOST_WINDOWS = 100
 
 
 def late_windows(connect: Connect, clock: Clock, most: int = MOST_WINDOWS) -> list[Window]:
-    """The oldest closed windows that hold rows no fence has seen (they came late, or no run ever covered the window), or reports
-    whose run is over and that still wait to be sent, settled or marked. Reads every unbilled row's time once."""
+    """Closed windows that hold rows no fence has seen (they came late, or no run ever covered the window), or reports whose run is
+    over and that still wait to be sent, settled or marked; oldest first. Where there are more than `most`, at least half the places
+    are for either kind, so that reports that wait for days hold no new rows up, nor each other. Reads every unbilled row's time once."""
     with session(connect) as db:
         ledger.identity(db)
         now = clock()
+        # safeguard: only closed windows are late
         found = ledger.late_windows(db, last_closed_window(now).end, now - RUN_IS_OVER_AFTER, now - WAITING_IS_HOPELESS_AFTER, most)
     log.info("%d windows hold something left to bill%s", len(found), f", from {found[0]} on" if found else "")
     return found

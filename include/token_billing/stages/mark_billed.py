@@ -39,17 +39,21 @@ def mark_billed(connect: Connect, window: Window, clock: Clock) -> MarkedWindow:
     return MarkedWindow(window, report_count, row_count)
 
 
+# safeguard: a marking that met another is tried again
 @retry_serialization
 def _mark_revision(connect: Connect, db: Connection, revision: dict[str, Any], clock: Clock) -> tuple[int, int, list[Disagreement]]:
+    # safeguard: one snapshot to mark
     with repeatable_read(db):
         ledger.lock_accepted(db, revision)
         with read_beside(connect, db, partial(ledger.disagreements, revision=revision)) as comparison, db.transaction() as savepoint:
             marked_rows = ledger.mark_rows(db, revision)
             if comparison.result():
+                # safeguard: marking on trial
                 raise psycopg.Rollback(savepoint)
         if disagreeing := comparison.result():
             marked_rows = ledger.mark_rows(db, revision, disagreeing)
         report_count, held_rows = ledger.mark_reports(db, revision, disagreeing, clock())
+        # safeguard: as many rows as the reports hold
         if marked_rows != held_rows:
             raise AssertionError(f"{marked_rows} rows marked for reports that hold {held_rows}; nothing was committed")
         ledger.note_disagreements(db, disagreeing, clock())

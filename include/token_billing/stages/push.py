@@ -4,11 +4,13 @@ while anything is on the network."""
 import asyncio
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 from aiolimiter import AsyncLimiter
 
 from token_billing.adapters import holds, ledger, sending
 from token_billing.adapters.database import Connect, Connection, session
+from token_billing.adapters.keeper import Keeper
 from token_billing.adapters.stripe_gateway import StripeGateway, StripeTarget, stripe_gateway
 from token_billing.errors import ReportsLeftOver
 from token_billing.model import (
@@ -19,6 +21,9 @@ from token_billing.model import (
 )
 from token_billing.settings import Gates, PushSettings
 from token_billing.stages.delivery import Delivery
+from token_billing.stages.final_periods import final_periods
+from token_billing.stages.kept_mark import keep_mark
+from token_billing.stages.quarantined import tell_of_quarantined
 from token_billing.stages.read_back import read_back
 from token_billing.stages.sender import Sender
 from token_billing.windows import Window
@@ -29,34 +34,56 @@ log = logging.getLogger(__name__)
 OPEN = (ReportState.FROZEN, ReportState.SENDING, ReportState.UNRESOLVED)
 
 
-def push(connect: Connect, target: StripeTarget, window: Window, shard: Shard, clock: Clock, settings: PushSettings) -> PushedShard:
+def push(
+    connect: Connect, target: StripeTarget, window: Window, shard: Shard, clock: Clock, settings: PushSettings, keeper: Keeper
+) -> PushedShard:
     """Sends the shard's open reports, many customers at once and one call at a time per customer and meter.
 
     Whatever happens, an accepted report stays accepted and nothing is sent that Stripe might count twice. Raises, after all that
     could be done is recorded: SendingPaused, StripeRefusesKey, StripeUnavailable, WrongStripeAccount, and ReportsLeftOver where
     reports were refused or still have no answer."""
-    return asyncio.run(_push(connect, target, window, shard, clock, settings))
+    return asyncio.run(_push(connect, target, window, shard, clock, settings, keeper))
 
 
-async def _push(connect: Connect, target: StripeTarget, window: Window, shard: Shard, clock: Clock, settings: PushSettings) -> PushedShard:
+async def _push(
+    connect: Connect, target: StripeTarget, window: Window, shard: Shard, clock: Clock, settings: PushSettings, keeper: Keeper
+) -> PushedShard:
+    began = clock()
     with session(connect) as db:
-        identity = ledger.identity(db)
+        identity, last_report = ledger.identity(db), sending.last_report(db, window)
         sending.accept_zero_totals(db, window, clock())
         if settings.gates != Gates() and (held := holds.hold_unusual(db, window, shard, settings.gates, clock())):
             log.warning("window %s: %d reports look wrong and are held until somebody decides", window, held)
-        if any(state in OPEN for state in sending.shard_states(db, window, shard)):
+        if any(state in OPEN for state in sending.shard_states(db, window, shard, last_report)):
             async with stripe_gateway(target) as stripe:
                 ledger.pin_account(db, await stripe.account(), clock())
-                if in_the_way := sending.items_in_the_way(db, window, shard):
+                if in_the_way := sending.items_in_the_way(db, window, shard, clock()):
                     await _look_up_items(db, stripe, [item for item in in_the_way if item is not None], clock, settings)
                     sending.quarantine_unlinked(db, window, shard, clock())
-                await read_back(db, stripe, identity, window, shard, clock)
-                await Sender(db, Delivery(stripe, clock, settings, target.timeout_s), window, shard, clock, settings).send_all()
-        return _conclude(window, shard, sending.shard_states(db, window, shard))
+                await read_back(db, stripe, identity, window, shard, clock, settings.lease)
+                sender = Sender(
+                    db,
+                    Delivery(stripe, clock, settings, target.timeout_s),
+                    window,
+                    shard,
+                    clock,
+                    settings,
+                    last_report=last_report,
+                    keep_mark=partial(keep_mark, db, keeper),
+                    may_have_forgotten=identity.may_have_forgotten(window),
+                    final_periods=await final_periods(db, stripe, window, shard, clock, settings),
+                )
+                await sender.send_all()
+                if identity.may_have_forgotten(window):  # what was just found doubtful is looked for at once
+                    await read_back(db, stripe, identity, window, shard, clock, settings.lease)
+        states = sending.shard_states(db, window, shard, last_report)
+        if ReportState.QUARANTINED in states:
+            tell_of_quarantined(db, window, shard, since=began)
+        return _conclude(window, shard, states)
 
 
 async def _look_up_items(db: Connection, stripe: StripeGateway, unknown: Sequence[str], clock: Clock, settings: PushSettings) -> None:
-    """Asks Stripe, once for each subscription item, which meter its price is backed by."""
+    """Asks Stripe, once for each subscription item and billing period, about its meter, price and period."""
     reads = AsyncLimiter(settings.reads_per_second, 1)
     for n in range(0, len(unknown), settings.concurrency):
         found = []

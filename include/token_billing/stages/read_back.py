@@ -1,30 +1,59 @@
 """Settling reports whose answer was lost for too long: Stripe's own summary of their minute tells whether they arrived."""
 
 import logging
+import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from uuid import uuid4
 
 from token_billing import metering
 from token_billing.adapters import sending
 from token_billing.adapters.database import Connection
 from token_billing.adapters.stripe_gateway import StripeGateway
 from token_billing.model import Clock, DoubtfulReport, LedgerIdentity, ReadBack, Shard
-from token_billing.windows import MINUTE, Window
+from token_billing.windows import Window
 
 log = logging.getLogger(__name__)
 
 
-async def read_back(db: Connection, stripe: StripeGateway, identity: LedgerIdentity, window: Window, shard: Shard, clock: Clock) -> None:
-    """Reads the minute of every report of the shard that may have arrived but is too old for a blind resend. What is present is
-    accepted; what is absent twice, a day apart, may be sent again as a new generation; anything else stays for a person."""
+async def read_back(
+    db: Connection, stripe: StripeGateway, identity: LedgerIdentity, window: Window, shard: Shard, clock: Clock, lease: timedelta
+) -> None:
+    """Reads what Stripe counts of every report of the shard that may have arrived but must not be resent: its minute where it is too
+    old for that, its hour where a restored database may have forgotten more. What is present is accepted; what is absent twice, a day
+    apart, may be sent again as a new generation; anything else stays for a person."""
     found: Counter[ReadBack] = Counter()
-    for report in sending.reports_to_read_back(db, window, shard, clock() - metering.RESEND_LIMIT):
-        counted = await stripe.summed_usage(report.customer_id, report.meter_id, report.minute, report.minute + MINUTE)
-        verdict = metering.judge_read_back(report, counted, clock())
-        _act_on(db, identity, window, report, verdict, clock)
-        found[verdict] += 1
+    with _readable(db, window, shard, clock, lease) as reports:
+        for report in reports:
+            counted = await stripe.summed_usage(report.customer_id, report.meter_id, report.span.start, report.span.end)
+            verdict = metering.judge_read_back(report, counted, clock())
+            _act_on(db, identity, window, report, verdict, clock)
+            found[verdict] += 1
     if found:
         told = ", ".join(f"{count} {verdict}" for verdict, count in found.items())
-        log.info("window %s: of the reports too old to be resent blindly, Stripe's summaries show %s", window, told)
+        log.info("window %s: of the reports that must not be resent blindly, Stripe's summaries show %s", window, told)
+
+
+@contextmanager
+def _readable(db: Connection, window: Window, shard: Shard, clock: Clock, lease: timedelta) -> Iterator[Iterator[DoubtfulReport]]:
+    """The reports to read back. While a whole hour is read nobody else may send into it: those customers are leased, or left for later."""
+
+    def reports() -> list[DoubtfulReport]:
+        return sending.reports_to_read_back(db, window, shard, clock() - metering.RESEND_LIMIT)
+
+    found = reports()
+    if not any(report.forgotten for report in found):
+        yield iter(found)
+        return
+    holder, read_until = str(uuid4()), time.monotonic() + lease.total_seconds() / 2
+    leased, _ = sending.lease_customers(db, [report.lease for report in found if report.forgotten], holder, lease)
+    try:
+        # safeguard: while an hour is read nobody sends into it
+        yield (report for report in reports() if not report.forgotten or (report.lease in leased and time.monotonic() < read_until))
+    finally:
+        sending.release_leases(db, holder, ())
 
 
 def _act_on(db: Connection, identity: LedgerIdentity, window: Window, report: DoubtfulReport, verdict: ReadBack, clock: Clock) -> None:
@@ -37,5 +66,6 @@ def _act_on(db: Connection, identity: LedgerIdentity, window: Window, report: Do
             generation = report.generation + 1
             identifier = metering.identifier(identity.ledger_id, report.tenant_id, window, report.side, report.revision, generation)
             sending.begin_generation(db, report, identifier, clock())
+        # safeguard: what is unclear was not absent
         case ReadBack.UNCLEAR:
             sending.note_absence(db, report, None)

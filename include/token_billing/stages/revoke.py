@@ -19,14 +19,17 @@ def revoke(connect: Connect, disowned: Disowned, clock: Clock, *, revoked_by: st
 
     Safe to run twice at once, and beside mark_billed: the second finds the report gone on. Raises, with nothing changed,
     NotRevocable, ReportsDisagree where its rows are not what was frozen, and LedgerNotReady."""
+    # safeguard: a revocation needs evidence and a name
     if not disowned.evidence.strip() or not revoked_by.strip():
         raise NotRevocable("a revocation needs evidence and a name: say what Stripe disowned, in its own words, and who decided it")
     with session(connect) as db:
         identity = ledger.identity(db)
+        # safeguard: one snapshot to revoke
         with repeatable_read(db):
             report = _revocable(revocation.lock_report(db, disowned.report_id), disowned)
             _require_its_rows(report, *revocation.held_rows(db, report))
             cleared_rows = revocation.disown(db, report)
+            # safeguard: cleared rows are the report's
             if cleared_rows != (report.row_count if report.was_billed else 0):
                 raise AssertionError(f"{cleared_rows} rows cleared of a report that holds {report.row_count}; nothing was committed")
             reason = metering.cannot_be_sent(report.token_count, report.event_time, clock()) if resend else QuarantineReason.DISOWNED
@@ -47,13 +50,16 @@ def _revocable(report: RevocableReport | None, disowned: Disowned) -> RevocableR
     """The report, if Stripe has accepted it, and under the identifier that was disowned."""
     if report is None:
         cause = f"there is no report {disowned.report_id} in this ledger; look its id up in billing.usage_report or billing.push_attempt"
+    # safeguard: only what was accepted is disowned
     elif report.state not in (ReportState.ACCEPTED, ReportState.BILLED):
         cause = (
             f"report {report.id} of tenant {report.tenant_id!r}, window {report.window}, is {report.state} (generation "
             f"{report.generation}), so there is nothing accepted to disown; billing.revocation tells whether it was revoked already"
         )
+    # safeguard: nothing sent, nothing disowned
     elif report.attempt_count == 0:
         cause = f"report {report.id} is a total of zero, which Stripe was never sent; nothing is to be done"
+    # safeguard: only the disowned identifier
     elif disowned.identifier not in (None, report.identifier):
         cause = (
             f"report {report.id} has gone on as {report.identifier}; what was disowned is {disowned.identifier}, see billing.revocation. "
@@ -65,6 +71,7 @@ def _revocable(report: RevocableReport | None, disowned: Disowned) -> RevocableR
 
 
 def _require_its_rows(report: RevocableReport, row_count: int, token_count: int) -> None:
+    # safeguard: a revoked report still has its rows
     if (row_count, token_count) != (report.row_count, report.token_count):
         raise ReportsDisagree(
             f"report {report.id} of tenant {report.tenant_id!r}, window {report.window}, is {report.state} and no longer agrees with "

@@ -6,7 +6,7 @@ after is noted. That one follows as the first runs out, or after it where they s
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -27,6 +27,7 @@ from token_billing.model import (
     Undelivered,
     Unresolved,
 )
+from token_billing.periods import FinalPeriods
 from token_billing.settings import PushSettings
 from token_billing.stages.delivery import Delivery
 from token_billing.windows import Window
@@ -52,9 +53,27 @@ class Chunk:
 class Sender:
     """Goes through a shard's open reports, each attempted or set aside once."""
 
-    def __init__(self, db: Connection, delivery: Delivery, window: Window, shard: Shard, clock: Clock, settings: PushSettings) -> None:
+    def __init__(
+        self,
+        db: Connection,
+        delivery: Delivery,
+        window: Window,
+        shard: Shard,
+        clock: Clock,
+        settings: PushSettings,
+        *,
+        last_report: int,
+        keep_mark: Callable[[], None],
+        may_have_forgotten: bool,
+        final_periods: FinalPeriods,
+    ) -> None:
+        """`last_report`: what was frozen after it is another push's. `keep_mark`: called when attempts are noted, before any of them is
+        sent. `may_have_forgotten`: the database may know less of the window's reports than Stripe does, so that none of them is sent
+        for the first time."""
         self._db, self._delivery, self._window, self._shard = db, delivery, window, shard
         self._clock, self._settings = clock, settings
+        self._last_report = last_report
+        self._keep_mark, self._may_have_forgotten, self._final_periods = keep_mark, may_have_forgotten, final_periods
         self._holder = str(uuid4())
         self._done: set[int] = set()
         self._passed_over = False
@@ -80,12 +99,13 @@ class Sender:
 
     async def _pass_through(self) -> None:
         results: list[AttemptResult] = []
-        waiting = iter(sending.waiting_reports(self._db, self._window, self._shard))
+        waiting = iter(sending.waiting_reports(self._db, self._window, self._shard, self._last_report))
         # The first chunk is half as large: while it is noted, nothing is on the network.
         chunk = await asyncio.to_thread(self._note_next, waiting, -(-self._settings.chunk_size // 2))
         on_the_network = self._start_sending(chunk)
         while chunk is not None:
             following = await asyncio.to_thread(self._record_and_note, results, chunk, waiting)
+            # safeguard: chunks that share a customer follow one another
             if following is not None and following.leased & chunk.leased:  # one call at a time per customer
                 await asyncio.wait([on_the_network])
             next_on_the_network = self._start_sending(following)
@@ -109,6 +129,7 @@ class Sender:
         return asyncio.create_task(self._delivery.send(chunk.to_send, chunk.leased_until, chunk.holder_count))
 
     def _record_and_note(self, results: list[AttemptResult], on_the_network: Chunk, waiting: Iterator[Waiting]) -> Chunk | None:
+        # safeguard: what is on the network stays leased
         self._record(results, still_leased=on_the_network.leased)
         return self._note_next(waiting, self._settings.chunk_size)
 
@@ -117,21 +138,40 @@ class Sender:
         fresh = ((report_id, to) for report_id, to in waiting if report_id not in self._done)
         wanted = list(islice(fresh, size))
         if wanted:
+            # safeguard: a pause before each chunk
             self._pause = ledger.current_pause(self._db)
         if not wanted or self._pause:
             return None
         leased_until = time.monotonic() + self._settings.lease.total_seconds()
         with self._db.transaction():
-            leased, holder_count = sending.lease_customers(self._db, [to for _, to in wanted], self._holder, self._settings.lease)
-            mine = [(report_id, to) for report_id, to in wanted if (to.customer_id, to.meter.event_name) in leased]
+            leased, holder_count = sending.lease_customers(self._db, [to.lease for _, to in wanted], self._holder, self._settings.lease)
+            # safeguard: only leased customers
+            mine = [(report_id, to) for report_id, to in wanted if to.lease in leased]
             now = self._clock()
-            to_send, to_quarantine = _sort_out(sending.reports_to_send(self._db, mine), now)
+            to_send, to_quarantine = _sort_out(sending.reports_to_send(self._db, mine), self._final_for, now)
             if to_quarantine:
                 sending.quarantine_reports(self._db, to_quarantine, now)
+            # safeguard: no first send before its hour was read back
+            if self._may_have_forgotten:
+                never_sent = [report for report in to_send if report.attempt_count == 0]
+                to_send = [report for report in to_send if report.attempt_count > 0]
+                sending.doubt_reports(self._db, never_sent, now)
+            # safeguard: the attempt is noted before the send
             sending.note_attempts(self._db, to_send, now)
+            # safeguard: attempts are counted
+            sending.count_attempts(self._db, len(to_send))
+        if to_send:
+            # safeguard: the kept mark before each send
+            self._keep_mark()
         self._passed_over |= len(mine) < len(wanted)
         self._done.update(report_id for report_id, _ in mine)
         return Chunk(to_send, leased, leased_until, holder_count)
+
+    def _final_for(self, report: SendableReport, event_time: datetime) -> bool:
+        """Whether the report's billing period has a final invoice; of what may have been sent and forgotten, that is asked later."""
+        if self._may_have_forgotten and report.attempt_count == 0:
+            return False
+        return self._final_periods.hold(report.destination.usage_item_id, event_time)
 
     def _record(self, results: list[AttemptResult], still_leased: set[tuple[str, str]] | None = None) -> None:
         """Records outcomes and gives back the leases, except those that the chunk on the network needs."""
@@ -143,21 +183,29 @@ class Sender:
         self._passed_over |= bool(given_back)
 
 
-def _sort_out(reports: Sequence[SendableReport], now: datetime) -> tuple[list[SendableReport], dict[int, QuarantineReason]]:
+def _sort_out(
+    reports: Sequence[SendableReport], is_final: Callable[[SendableReport, datetime], bool], now: datetime
+) -> tuple[list[SendableReport], dict[int, QuarantineReason]]:
     """The reports to send, each with its event time, and why others must be quarantined. A report that is too old for a blind
-    resend, but may have arrived, is neither: it stays unresolved."""
+    resend, or of a period with a final invoice, but may have arrived, is neither: it stays as it is, to be read back."""
     to_send, to_quarantine = [], {}
     used: defaultdict[tuple[str, str], list[datetime]] = defaultdict(list)
     for report in reports:
         event_time = report.event_time
         if event_time is None:
             used_here = used[report.destination.customer_id, report.destination.meter.event_name]
+            # safeguard: minutes given away in the same chunk
             event_time = report.side.event_time([*report.used_event_times, *used_here])
             used_here.append(event_time)
-        if metering.may_be_sent(report, event_time, report.may_have_arrived, now):
+        final = is_final(report, event_time)
+        # safeguard: a final invoice takes nothing more
+        if not final and metering.may_be_sent(report, event_time, report.may_have_arrived, now):
             to_send.append(report._replace(event_time=event_time, first_attempted_at=report.first_attempted_at or now))
-        elif not report.may_have_arrived and (reason := metering.cannot_be_sent(report.token_count, event_time, now)):
-            to_quarantine[report.id] = reason
+        # safeguard: only what cannot have arrived is quarantined
+        elif not report.may_have_arrived:
+            reason = metering.cannot_be_sent(report.token_count, event_time, now)
+            if reason or final:
+                to_quarantine[report.id] = reason or QuarantineReason.PERIOD_INVOICED
     return to_send, to_quarantine
 
 

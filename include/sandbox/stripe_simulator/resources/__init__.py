@@ -8,6 +8,7 @@ from sandbox.stripe_simulator.resources import (
     account,
     core_events,
     customers,
+    invoices,
     meter_event_adjustments,
     meter_event_summaries,
     meter_events,
@@ -27,6 +28,7 @@ ENDPOINTS: list[Endpoint] = [
     *customers.ENDPOINTS,
     *subscriptions.ENDPOINTS,
     *subscription_items.ENDPOINTS,
+    *invoices.ENDPOINTS,
     *prices.ENDPOINTS,
     *products.ENDPOINTS,
     *core_events.ENDPOINTS,
@@ -35,6 +37,7 @@ ENDPOINTS: list[Endpoint] = [
 
 EXPANDERS: Expanders = {
     **customers.EXPANDERS,
+    **invoices.EXPANDERS,
     **prices.EXPANDERS,
     **products.EXPANDERS,
     **subscriptions.EXPANDERS,

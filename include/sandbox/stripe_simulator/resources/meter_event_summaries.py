@@ -31,7 +31,8 @@ def list_(state: State, params: Params, meter_id: str) -> JsonObject:
         raise errors.invalid_parameter("`start_time` must be before `end_time`.", "start_time")
     if state.customers.get(customer) is None:
         raise errors.no_such("customer", customer, param="customer")
-    events = visible_events(state, meter, customer, start, end)
+    delay_ms = round(state.settings.summary_delay_seconds * 1000)
+    events = visible_events(state, meter, customer, start, end, at_ms=state.clock.now_ms(), delay_ms=delay_ms)
     if window is None:
         summaries = [_summary(meter, customer, start, end, events)]
     else:
@@ -44,19 +45,18 @@ def list_(state: State, params: Params, meter_id: str) -> JsonObject:
     return list_page(reversed(summaries), params, url=url, noun="meter event summary")
 
 
-def visible_events(state: State, meter: JsonObject, customer: str, start: int, end: int) -> list[MeterEvent]:
-    """The counting events with event time in [start, end) that summaries already show, ordered by event time, then by receipt.
+def visible_events(state: State, meter: JsonObject, customer: str, start: int, end: int, *, at_ms: int, delay_ms: int) -> list[MeterEvent]:
+    """The counting events with event time in [start, end) that show at an instant, so long after receipt; by event time, then receipt.
 
     Where the meter has an `event_time_window`, only the last event received in each such window counts.
     """
-    now_ms, delay_ms = state.clock.now_ms(), round(state.settings.summary_delay_seconds * 1000)
     superseding_seconds = _SECONDS_OF.get(meter["event_time_window"] or "")
     if superseding_seconds is None:
         wide_start, wide_end = start, end
     else:  # an event outside the range may supersede one inside it
         wide_start, wide_end = start - start % superseding_seconds, end + -end % superseding_seconds
     events = [
-        event for event in state.meter_events.counting(meter["id"], customer, wide_start, wide_end) if event.is_visible_at(now_ms, delay_ms)
+        event for event in state.meter_events.counting(meter["id"], customer, wide_start, wide_end) if event.is_visible_at(at_ms, delay_ms)
     ]
     if superseding_seconds is not None:
         last_received: dict[int, MeterEvent] = {}

@@ -13,7 +13,7 @@ from sandbox.stripe_simulator.params import Boolean, Integer, Kind, OneOf, Param
 from sandbox.stripe_simulator.resources import prices
 from sandbox.stripe_simulator.state import JsonObject, State
 
-#: No invoice is made by a change yet, so these may be given and decide nothing.
+#: No invoice is made by a change, so these may be given and decide nothing.
 PRORATION: Mapping[str, Kind] = {
     "payment_behavior": OneOf(words=("allow_incomplete", "default_incomplete", "error_if_incomplete", "pending_if_incomplete")),
     "proration_behavior": OneOf(words=("always_invoice", "create_prorations", "none")),
@@ -57,8 +57,10 @@ def list_(state: State, params: Params) -> JsonObject:
 
 def delete_(state: State, params: Params, item_id: str) -> JsonObject:
     item = existing(state, item_id)
+    _open_subscription(state, item["subscription"], "item")
     removed(state, item)
-    subscription = _open_subscription(state, item["subscription"], "item")
+    subscription = state.subscriptions.get(item["subscription"])
+    assert subscription is not None, f"{item_id} belongs to a subscription"
     if not of(state, subscription):
         raise no_items_left()
     return {"id": item_id, "object": "subscription_item", "deleted": True}
@@ -166,12 +168,15 @@ def no_items_left() -> errors.StripeError:
 
 
 def _open_subscription(state: State, subscription_id: str, param: str) -> JsonObject:
+    from sandbox.stripe_simulator.resources import invoice_cycle  # invoices are made of items
+
     subscription = state.subscriptions.get(subscription_id)
     if subscription is None:
         raise errors.no_such("subscription", subscription_id, param=param)
     end = subscription["ended_at"] or subscription["cancel_at"]
     if end is not None and end <= state.clock.now_seconds():
         raise errors.no_such("subscription", subscription_id, param=param)
+    invoice_cycle.bring_up_to_date(state, subscription)  # what has been invoiced does not change with its items
     return subscription
 
 

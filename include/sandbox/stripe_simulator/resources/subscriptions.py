@@ -1,4 +1,4 @@
-"""Subscriptions: /v1/subscriptions. Monthly anchored, paid without fail, no invoices yet.
+"""Subscriptions: /v1/subscriptions. Monthly anchored, paid without fail; a change is never prorated.
 
 What time alone does to a subscription (a trial's end, a cancellation falling due) is worked out when it is read, from the stored facts
 and the clock; nothing has to happen at that moment.
@@ -31,7 +31,7 @@ from sandbox.stripe_simulator.params import (
     is_within,
     merged_metadata,
 )
-from sandbox.stripe_simulator.resources import prices, subscription_items, subscription_terms
+from sandbox.stripe_simulator.resources import invoice_cycle, prices, subscription_items, subscription_terms
 from sandbox.stripe_simulator.state import JsonObject, State
 
 _STATUSES = ("active", "canceled", "incomplete", "incomplete_expired", "past_due", "paused", "trialing", "unpaid")
@@ -199,6 +199,7 @@ def update(state: State, params: Params, subscription_id: str) -> JsonObject:
     now = state.clock.now_seconds()
     if status_at(subscription, now) == "canceled" and not params.keys() <= {"metadata", "cancellation_details", "expand"}:
         raise errors.refused("A canceled subscription can only update its cancellation_details and metadata.")
+    invoice_cycle.bring_up_to_date(state, subscription)
     _change_items(state, subscription_id, params.get("items", []))
     changed: dict[str, Any] = {name: params[name] for name in ("description", "collection_method") if name in params}
     if "metadata" in params:
@@ -275,6 +276,7 @@ def cancel(state: State, params: Params, subscription_id: str) -> JsonObject:
     now = state.clock.now_seconds()
     if status_at(subscription, now) == "canceled":
         raise errors.no_such("subscription", subscription_id, in_path=True)
+    invoice_cycle.bring_up_to_date(state, subscription)
     details = {**subscription["cancellation_details"], **params.get("cancellation_details", {}), "reason": "cancellation_requested"}
     ended = _put(state, subscription, {"canceled_at": now, "ended_at": now, "cancellation_details": details})
     return rendered(state, ended)

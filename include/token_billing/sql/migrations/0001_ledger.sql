@@ -3,14 +3,20 @@
 CREATE TABLE billing.ledger (
     only_one           boolean PRIMARY KEY DEFAULT true CHECK (only_one),
     ledger_id          uuid NOT NULL DEFAULT gen_random_uuid(),
-    -- Transaction ids, and with them every fence, mean something in this cluster only.
+    -- Transaction ids, and with them every fence, mean something in this cluster only; a recovery in another one shifts them.
     system_identifier  bigint NOT NULL,
+    xid_shift          numeric NOT NULL DEFAULT 0 CHECK (xid_shift >= 0),
+    -- What a copy of this database that is older, or no longer the one that bills, cannot have (docs/decisions/0006-…).
+    epoch              integer NOT NULL DEFAULT 1 CHECK (epoch > 0),
+    noted_attempts     bigint NOT NULL DEFAULT 0 CHECK (noted_attempts >= 0),
+    recovered_at       timestamptz,
     cut_over           timestamptz CHECK (cut_over = date_trunc('hour', cut_over, 'UTC')),
     adopted_at         timestamptz NOT NULL,
     stripe_account_id  text CHECK (stripe_account_id <> ''),
     stripe_livemode    boolean,
     pinned_at          timestamptz,
     CONSTRAINT pin_is_whole CHECK ((stripe_livemode IS NULL) = (pinned_at IS NULL)),
+    CONSTRAINT later_epochs_are_recoveries CHECK ((epoch = 1) = (recovered_at IS NULL)),
     CONSTRAINT no_account_without_mode CHECK (stripe_account_id IS NULL OR stripe_livemode IS NOT NULL)
 );
 
@@ -37,7 +43,39 @@ CREATE TABLE billing.metered_item (
     meter_id       text REFERENCES billing.meter,
     problem        text,
     looked_up_at   timestamptz NOT NULL,
+    -- Its subscription and billing period when it was looked up, and whether the subscription had no period before.
+    subscription_id  text,
+    period_start     timestamptz,
+    period_end       timestamptz,
+    is_first_period  boolean NOT NULL DEFAULT false,
+    CONSTRAINT period_is_whole CHECK ((period_start IS NULL) = (period_end IS NULL) AND period_start < period_end),
     CONSTRAINT metered_or_a_problem CHECK ((problem IS NULL) = (meter_id IS NOT NULL AND price_id IS NOT NULL))
+);
+
+-- What units cost under a price, which never changes under its id; amounts are in the currency's minor unit.
+CREATE TABLE billing.price (
+    price_id           text PRIMARY KEY CHECK (price_id <> ''),
+    currency           text NOT NULL CHECK (currency ~ '^[a-z]{3}$'),
+    mode               text NOT NULL CHECK (mode IN ('per_unit', 'graduated', 'volume')),
+    -- [[up to and including, amount of each unit, flat amount], …]; the last goes up to null
+    tiers              jsonb NOT NULL CHECK (jsonb_array_length(tiers) > 0 AND tiers -> -1 -> 0 = 'null'),
+    package_size       bigint CHECK (package_size > 0),
+    package_rounds_up  boolean,
+    learned_at         timestamptz NOT NULL,
+    CONSTRAINT package_is_whole CHECK ((package_size IS NULL) = (package_rounds_up IS NULL) AND (package_size IS NULL OR mode = 'per_unit'))
+);
+
+-- Which periods of which items invoices bill, as far as Stripe was asked: in those that are final, nothing more is billed.
+CREATE TABLE billing.invoiced_period (
+    usage_item_id   text NOT NULL CHECK (usage_item_id <> ''),
+    invoice_id      text NOT NULL CHECK (invoice_id <> ''),
+    period_start    timestamptz NOT NULL,
+    period_end      timestamptz NOT NULL,
+    invoice_status  text NOT NULL,
+    finalizes_at    timestamptz,
+    seen_at         timestamptz NOT NULL,
+    PRIMARY KEY (usage_item_id, invoice_id, period_start),
+    CONSTRAINT period_goes_forward CHECK (period_start < period_end)
 );
 
 CREATE TABLE billing.usage_report (
@@ -63,6 +101,8 @@ CREATE TABLE billing.usage_report (
     first_attempted_at   timestamptz,
     attempt_count        integer NOT NULL DEFAULT 0 CHECK (attempt_count >= 0),
     may_have_arrived     boolean NOT NULL DEFAULT false,
+    -- A restored database may have forgotten attempts of it: what Stripe counts in its whole hour decides.
+    forgotten            boolean NOT NULL DEFAULT false,
     -- Since when Stripe's summary of the report's own minute is known not to hold it.
     absent_since         timestamptz,
     key_number           integer NOT NULL DEFAULT 0 CHECK (key_number >= 0),
@@ -70,7 +110,8 @@ CREATE TABLE billing.usage_report (
     billed_at            timestamptz,
     quarantined_at       timestamptz,
     quarantine_reason    text CHECK (quarantine_reason IN ('unknown_tenant', 'no_customer', 'no_subscription_item',
-                             'item_not_metered', 'older_than_35_days', 'too_many_digits', 'before_adoption', 'refused_at_gate', 'disowned')),
+                             'item_not_metered', 'older_than_35_days', 'too_many_digits', 'before_adoption', 'refused_at_gate', 'disowned',
+                             'period_invoiced')),
     CONSTRAINT one_report_per_tenant_window_side_and_revision UNIQUE (window_start, revision, tenant_id, side_start),
     CONSTRAINT held_by_a_fence FOREIGN KEY (window_start, revision) REFERENCES billing.fence,
     CONSTRAINT side_inside_window CHECK (
@@ -173,18 +214,69 @@ CREATE TABLE billing.revocation (
     PRIMARY KEY (report_id, generation)
 );
 
+-- A database that was restored from an older copy, or carried to another cluster, and bills again.
+CREATE TABLE billing.recovery (
+    epoch              integer PRIMARY KEY CHECK (epoch > 1),
+    cause              text NOT NULL CHECK (cause <> ''),
+    recovered_at       timestamptz NOT NULL,
+    recovered_by       text NOT NULL CHECK (btrim(recovered_by) <> ''),
+    system_identifier  bigint NOT NULL,
+    xid_shift          numeric NOT NULL CHECK (xid_shift >= 0),
+    -- Reports that may have been sent by attempts this database does not know of.
+    doubtful_reports   bigint NOT NULL CHECK (doubtful_reports >= 0)
+);
+
+-- Events that Stripe has beside the one that counts: they arrived under an identifier that the report had given up. Each is cancelled,
+-- or waits for a person from the time we gave up.
+CREATE TABLE billing.surplus (
+    id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    report_id      bigint NOT NULL REFERENCES billing.usage_report,
+    identifier     text NOT NULL UNIQUE CHECK (identifier <> ''),
+    token_count    bigint NOT NULL CHECK (token_count > 0),
+    how            text NOT NULL CHECK (how IN ('late_answer', 'read_back')),
+    found_at       timestamptz NOT NULL,
+    attempt_count  integer NOT NULL DEFAULT 0 CHECK (attempt_count >= 0),
+    attempted_at   timestamptz,
+    key_number     integer NOT NULL DEFAULT 0 CHECK (key_number >= 0),
+    -- What Stripe said last, where it did not cancel.
+    message        text CHECK (message <> ''),
+    cancelled_at   timestamptz,
+    gave_up_at     timestamptz,
+    resolved_by    text CHECK (btrim(resolved_by) <> ''),
+    resolved_at    timestamptz,
+    CONSTRAINT tried_at_a_time CHECK ((attempt_count = 0) = (attempted_at IS NULL)),
+    CONSTRAINT only_tries_end_it CHECK (attempt_count > 0 OR (cancelled_at IS NULL AND gave_up_at IS NULL)),
+    CONSTRAINT cancelled_or_given_up CHECK (cancelled_at IS NULL OR gave_up_at IS NULL),
+    CONSTRAINT giving_up_has_a_reason CHECK (gave_up_at IS NULL OR message IS NOT NULL),
+    CONSTRAINT resolved_by_somebody CHECK ((resolved_at IS NULL) = (resolved_by IS NULL)),
+    CONSTRAINT cancelled_is_resolved CHECK (cancelled_at IS NULL OR resolved_at IS NULL)
+);
+
+-- When Stripe's summary of a report's minute was last read for a surplus.
+CREATE TABLE billing.surplus_look (
+    report_id  bigint PRIMARY KEY REFERENCES billing.usage_report,
+    looked_at  timestamptz NOT NULL,
+    -- What the minute held beyond all that any of our events explains.
+    unexplained_token_count  bigint NOT NULL DEFAULT 0 CHECK (unexplained_token_count >= 0)
+);
+
+-- Reports that were sent anew are few, and only their next generation moves them in here: other updates touch no index.
+CREATE INDEX usage_report_sent_anew ON billing.usage_report (id) WHERE generation > 0;
+
 -- A report fixes for ever what it holds; its first attempt fixes where it goes. (AFTER, since a BEFORE trigger would lock each row first.)
 CREATE FUNCTION billing.refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION '%.% row cannot be changed that way: %', TG_TABLE_SCHEMA, TG_TABLE_NAME, TG_ARGV[0] USING ERRCODE = 'check_violation';
 END $$;
 
+-- safeguard: what a report holds is frozen
 CREATE TRIGGER what_it_holds_is_frozen
     AFTER UPDATE OF tenant_id, window_start, side_start, side_end, revision, row_count, token_count ON billing.usage_report
     FOR EACH ROW WHEN ((OLD.tenant_id, OLD.window_start, OLD.side_start, OLD.side_end, OLD.revision, OLD.row_count, OLD.token_count)
         IS DISTINCT FROM (NEW.tenant_id, NEW.window_start, NEW.side_start, NEW.side_end, NEW.revision, NEW.row_count, NEW.token_count))
     EXECUTE FUNCTION billing.refuse_change('a frozen report keeps its tenant, window, side, revision and counts');
 
+-- safeguard: where a report went is fixed
 CREATE TRIGGER where_it_went_is_fixed
     AFTER UPDATE OF customer_id, event_name, meter_id, usage_item_id, event_time ON billing.usage_report
     FOR EACH ROW WHEN (OLD.first_attempted_at IS NOT NULL
@@ -192,21 +284,37 @@ CREATE TRIGGER where_it_went_is_fixed
         IS DISTINCT FROM (NEW.customer_id, NEW.event_name, NEW.meter_id, NEW.usage_item_id, NEW.event_time))
     EXECUTE FUNCTION billing.refuse_change('the first attempt fixed where it goes and when it is dated');
 
+-- docs/states.md draws the same steps.
+-- safeguard: a state follows from another
+CREATE TRIGGER a_state_follows_from_another
+    AFTER UPDATE OF state ON billing.usage_report
+    FOR EACH ROW WHEN (OLD.state <> NEW.state AND OLD.state || ' --> ' || NEW.state <> ALL (ARRAY[
+        'frozen --> sending', 'frozen --> accepted', 'frozen --> unresolved', 'frozen --> quarantined',
+        'sending --> accepted', 'sending --> rejected', 'sending --> unresolved', 'sending --> frozen',
+        'unresolved --> sending', 'unresolved --> accepted', 'unresolved --> frozen', 'unresolved --> quarantined',
+        'rejected --> accepted',
+        'accepted --> billed', 'accepted --> revoked', 'billed --> revoked', 'revoked --> frozen', 'revoked --> quarantined']))
+    EXECUTE FUNCTION billing.refuse_change('a report takes no such step; docs/states.md draws those that there are');
+
+-- safeguard: a first attempt belongs to a generation
 CREATE TRIGGER a_first_attempt_belongs_to_a_generation
     AFTER UPDATE OF first_attempted_at, generation ON billing.usage_report
     FOR EACH ROW WHEN (OLD.first_attempted_at IS DISTINCT FROM NEW.first_attempted_at
         AND OLD.first_attempted_at IS NOT NULL AND NEW.generation <= OLD.generation)
     EXECUTE FUNCTION billing.refuse_change('a generation was first attempted once');
 
+-- safeguard: an identifier belongs to a generation
 CREATE TRIGGER an_identifier_belongs_to_a_generation
     AFTER UPDATE OF identifier, generation ON billing.usage_report
     FOR EACH ROW WHEN (OLD.identifier IS DISTINCT FROM NEW.identifier AND NEW.generation <= OLD.generation)
     EXECUTE FUNCTION billing.refuse_change('a new identifier needs a new generation');
 
+-- safeguard: a revocation stands
 CREATE TRIGGER a_revocation_stands BEFORE UPDATE OR DELETE ON billing.revocation
     FOR EACH ROW EXECUTE FUNCTION billing.refuse_change('a revocation is written down for ever');
 
 -- An answer that wakes up after its event was disowned must not pass for an answer about the report's next generation.
+-- safeguard: what was disowned gets no answer
 CREATE TRIGGER what_was_disowned_gets_no_answer
     AFTER UPDATE OF outcome ON billing.push_attempt
     FOR EACH ROW WHEN (OLD.outcome = 'disowned')
@@ -215,6 +323,7 @@ CREATE TRIGGER what_was_disowned_gets_no_answer
 -- Nothing rests in state revoked: the transaction that revokes also says why and what follows.
 CREATE FUNCTION billing.require_whole_revocation() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
+    -- safeguard: a revocation is whole
     IF EXISTS (SELECT FROM billing.usage_report WHERE id = NEW.id AND generation = NEW.generation)
        OR NOT EXISTS (SELECT FROM billing.revocation
                       WHERE report_id = NEW.id AND generation = NEW.generation AND identifier = NEW.identifier
@@ -230,9 +339,20 @@ CREATE CONSTRAINT TRIGGER a_revocation_is_whole
     FOR EACH ROW WHEN (NEW.state = 'revoked')
     EXECUTE FUNCTION billing.require_whole_revocation();
 
+-- safeguard: a recovery stands
+CREATE TRIGGER a_recovery_stands BEFORE UPDATE OR DELETE ON billing.recovery
+    FOR EACH ROW EXECUTE FUNCTION billing.refuse_change('a recovery is written down for ever');
+
+-- safeguard: epochs only grow
+CREATE TRIGGER an_epoch_never_ends_twice BEFORE UPDATE OF epoch, noted_attempts ON billing.ledger
+    FOR EACH ROW WHEN (NEW.epoch < OLD.epoch OR NEW.noted_attempts < OLD.noted_attempts)
+    EXECUTE FUNCTION billing.refuse_change('epochs and noted attempts only grow');
+
+-- safeguard: a fence stands
 CREATE TRIGGER a_fence_stands BEFORE UPDATE OR DELETE ON billing.fence
     FOR EACH ROW EXECUTE FUNCTION billing.refuse_change('a fence stands where it was set');
 
+-- safeguard: a pin holds
 CREATE TRIGGER a_pin_holds BEFORE UPDATE OF ledger_id, cut_over, stripe_account_id, stripe_livemode ON billing.ledger
     FOR EACH ROW WHEN (OLD.ledger_id <> NEW.ledger_id OR OLD.cut_over IS DISTINCT FROM NEW.cut_over
         OR (OLD.pinned_at IS NOT NULL

@@ -1,0 +1,62 @@
+"""From the SDK's objects to our own: what a subscription item, a price and an invoice say. What a stand-in leaves out raises
+AttributeError, except where None is said to come of it."""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from token_billing.periods import BillingPeriod, InvoicedPeriod
+from token_billing.rating import Package, Price, PricingMode, Tier
+
+#: A subscription and its first items are made in one call, and with them the first period begins.
+MADE_TOGETHER = timedelta(minutes=1)
+
+
+def present_period(item: Any) -> tuple[BillingPeriod | None, bool]:
+    """The billing period of a subscription item, None where it tells of none, and whether it is the subscription's first."""
+    start, end = getattr(item, "current_period_start", None), getattr(item, "current_period_end", None)
+    if not start or not end or start >= end:
+        return None, False
+    period = BillingPeriod(_time(start), _time(end))
+    return period, timedelta(0) <= _time(getattr(item, "created", 0) or 0) - period.start <= MADE_TOGETHER
+
+
+def terms_of(price: Any) -> Price:
+    """What units cost under a price whose tiers were asked for; raises ValueError for tiers that make no sense."""
+    if price.billing_scheme == "tiered":
+        tiers = tuple(Tier(tier.up_to, _cents(tier, "unit_amount"), _cents(tier, "flat_amount")) for tier in price.tiers)
+        return Price(price.id, price.currency, PricingMode(price.tiers_mode), tiers)
+    transform = getattr(price, "transform_quantity", None)
+    package = transform and Package(transform.divide_by, transform.round == "up")
+    return Price(price.id, price.currency, PricingMode.PER_UNIT, (Tier(None, _cents(price, "unit_amount")),), package)
+
+
+def invoiced_by(invoice: Any, lines: list[Any], usage_item_id: str, now: datetime) -> list[InvoicedPeriod]:
+    """The periods of a subscription item that an invoice closes: those of the item's lines, or, where it has none (no usage at all), the
+    one that the invoice itself looks back on."""
+    spans = {(line.period.start, line.period.end) for line in lines if _item_of(line) == usage_item_id}
+    finalizes_at = getattr(invoice, "automatically_finalizes_at", None)
+    return [
+        InvoicedPeriod(
+            usage_item_id, BillingPeriod(_time(start), _time(end)), invoice.id, invoice.status, finalizes_at and _time(finalizes_at), now
+        )
+        for start, end in sorted(spans or {(invoice.period_start, invoice.period_end)})
+        if start < end
+    ]
+
+
+def _item_of(line: Any) -> str | None:
+    details = line.parent and line.parent.subscription_item_details
+    return details.subscription_item if details else None
+
+
+def _cents(holder: Any, name: str) -> Decimal:
+    """An amount in the currency's minor unit; the decimal form has it all, the whole one only where it is whole."""
+    amount = getattr(holder, f"{name}_decimal", None)
+    if amount is None:
+        amount = getattr(holder, name, None)
+    return Decimal(str(amount or 0))
+
+
+def _time(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

@@ -1,0 +1,66 @@
+"""Billing periods, and whether usage in one can still be billed: not once the period's invoice is final. Pure."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+#: An invoice with one of these states takes no more usage; a draft does (docs.stripe.com/invoicing/overview, invoice statuses).
+FINAL_STATUSES = frozenset({"open", "paid", "uncollectible", "void"})
+
+#: Invoices that do not close the usage of a period: a subscription's first, which pays in advance only, and one that a billing
+#: threshold made, after which the period goes on (a belief about Stripe).
+NOT_CLOSING = frozenset({"subscription_create", "subscription_threshold", "upcoming"})
+
+#: So long a draft is taken for one without being looked at again: windows that are pushed one after another need not ask each time.
+DRAFT_IS_FRESH = timedelta(minutes=5)
+
+
+class BillingPeriod(NamedTuple):
+    """A half-open billing period `[start, end)` of a subscription item."""
+
+    start: datetime
+    end: datetime
+
+    def holds(self, event_time: datetime) -> bool:
+        # safeguard: a period is half-open
+        return self.start <= event_time < self.end
+
+
+@dataclass(frozen=True)
+class InvoicedPeriod:
+    """An item's period that an invoice bills. `finalizes_at`: when a draft will be finalised by itself, if it will."""
+
+    usage_item_id: str
+    period: BillingPeriod
+    invoice_id: str
+    status: str
+    finalizes_at: datetime | None
+    seen_at: datetime
+
+    @property
+    def is_final(self) -> bool:
+        # safeguard: final invoices
+        return self.status in FINAL_STATUSES
+
+    def is_known(self, now: datetime) -> bool:
+        """Whether the invoice need not be looked at again: final for ever, a draft only for a moment."""
+        if self.is_final:
+            return True
+        # safeguard: drafts are looked at again
+        return now < self.seen_at + DRAFT_IS_FRESH and (self.finalizes_at is None or now < self.finalizes_at)
+
+
+@dataclass(frozen=True)
+class FinalPeriods:
+    """The periods whose invoices are final, of the items that were looked at."""
+
+    periods: frozenset[tuple[str, BillingPeriod]] = frozenset()
+
+    @classmethod
+    def among(cls, invoiced: Iterable[InvoicedPeriod]) -> "FinalPeriods":
+        return cls(frozenset((one.usage_item_id, one.period) for one in invoiced if one.is_final))
+
+    def hold(self, usage_item_id: str, event_time: datetime) -> bool:
+        """Whether usage of the item at that time can be on no invoice any more."""
+        return any(item == usage_item_id and period.holds(event_time) for item, period in self.periods)

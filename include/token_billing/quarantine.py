@@ -1,0 +1,64 @@
+"""Quarantined usage in money: what it would have added to its period's bill. Pure."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+from token_billing.periods import BillingPeriod
+from token_billing.rating import Price, added_cents
+
+
+@dataclass(frozen=True)
+class QuarantinedUsage:
+    """One tenant's usage of one period that was quarantined for one reason: hours and tokens.
+
+    `period`: the item's billing period where `is_billing_period`, else, where that is not known, the calendar month in UTC.
+    `billed_tokens`: what the item's period has billed beside it. `price` is None where the usage leads to no price that is known."""
+
+    reason: str
+    tenant_id: str
+    usage_item_id: str | None
+    period: BillingPeriod
+    is_billing_period: bool
+    hour_count: int
+    token_count: int
+    billed_tokens: int
+    price: Price | None
+
+
+@dataclass(frozen=True)
+class ValuedUsage:
+    """Quarantined usage and what it is worth, in the currency's minor unit; None where no price is known."""
+
+    usage: QuarantinedUsage
+    amount_cents: int | None
+
+
+def valued(quarantined: Iterable[QuarantinedUsage]) -> Iterator[ValuedUsage]:
+    """What each adds on top of what its period has billed and of what came before it here, so that the values of a period add up to
+    what all of it would be billed: under tiers, tokens are worth more or less by what lies below them."""
+
+    def bill(usage: QuarantinedUsage) -> tuple[str, str, BillingPeriod]:
+        return usage.tenant_id, usage.usage_item_id or "", usage.period
+
+    for _, on_one_bill in groupby(sorted(quarantined, key=lambda usage: (*bill(usage), usage.reason)), key=bill):
+        above = 0
+        for usage in on_one_bill:
+            if usage.price is None:
+                yield ValuedUsage(usage, None)
+                continue
+            yield ValuedUsage(usage, added_cents(usage.price, usage.billed_tokens + above, usage.token_count))
+            above += usage.token_count
+
+
+def totals(usages: Iterable[ValuedUsage]) -> tuple[int, dict[str, int], int]:
+    """All tokens, their worth by currency in its minor unit, and the tokens of no known worth."""
+    tokens, unknown = 0, 0
+    cents: dict[str, int] = {}
+    for one in usages:
+        tokens += one.usage.token_count
+        if one.amount_cents is None or one.usage.price is None:
+            unknown += one.usage.token_count
+        else:
+            cents[one.usage.price.currency] = cents.get(one.usage.price.currency, 0) + one.amount_cents
+    return tokens, cents, unknown

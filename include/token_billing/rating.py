@@ -1,0 +1,144 @@
+"""Rating: what a quantity comes to under a price, line by line as an invoice bills it. Pure and exact, in Decimal.
+
+Amounts are in the currency's minor unit (cents, where it has them), as everywhere in Stripe's API. Stripe rounds each line; which way
+it rounds a line that lies exactly on a half is not documented, so such lines say so (`is_tie`) and are rounded up here.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import ROUND_HALF_UP, Context, Decimal
+from enum import StrEnum
+from itertools import pairwise
+from typing import NamedTuple
+
+#: Stripe takes quantities of 15 digits and amounts of 12 decimal places: with so many digits no product is rounded before its line is.
+_EXACT = Context(prec=100)
+
+#: Currencies without a minor unit, and with one of a thousandth (docs.stripe.com/currencies). UGX has none either, but Stripe's amounts
+#: in it have two decimals.
+_NO_DECIMALS = frozenset({"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"})
+_THREE_DECIMALS = frozenset({"bhd", "jod", "kwd", "omr", "tnd"})
+
+
+class PricingMode(StrEnum):
+    """How a price turns a quantity into an amount."""
+
+    PER_UNIT = "per_unit"
+    GRADUATED = "graduated"
+    VOLUME = "volume"
+
+
+class Tier(NamedTuple):
+    """Units up to and including `up_to` (None: without end), each at `unit_cents`, and `flat_cents` once for reaching the tier."""
+
+    up_to: int | None
+    unit_cents: Decimal = Decimal(0)
+    flat_cents: Decimal = Decimal(0)
+
+
+@dataclass(frozen=True)
+class Package:
+    """Units are sold by so many; what is left over makes a whole package, or none."""
+
+    size: int
+    rounds_up: bool
+
+
+@dataclass(frozen=True)
+class Price:
+    """What a unit costs; never changes under its id. A price per unit has one tier without end. Raises ValueError for tiers that do not
+    ascend to one without end, or a package among tiers."""
+
+    id: str
+    currency: str
+    mode: PricingMode
+    tiers: tuple[Tier, ...]
+    package: Package | None = None
+
+    def __post_init__(self) -> None:
+        ends = [tier.up_to for tier in self.tiers]
+        finite = [end for end in ends[:-1] if end is not None]
+        ascending = all(low < high for low, high in pairwise([0, *finite]))
+        if not ends or ends[-1] is not None or len(finite) != len(ends) - 1 or not ascending:
+            raise ValueError(f"the tiers of price {self.id} end at {ends}; they must ascend, the last without end")
+        if self.mode == PricingMode.PER_UNIT and (len(ends) > 1 or self.tiers[0].flat_cents):
+            raise ValueError(f"price {self.id} is per unit, and has {len(ends)} tiers or a flat fee")
+        if self.package is not None and (self.mode != PricingMode.PER_UNIT or self.package.size < 1):
+            raise ValueError(f"price {self.id} sells packages of {self.package.size} in mode {self.mode}")
+
+
+class RatedLine(NamedTuple):
+    """One line of an invoice: a quantity, or the flat fee of a tier, which is a line of no quantity."""
+
+    quantity: int
+    exact_cents: Decimal
+
+    @property
+    def amount_cents(self) -> int:
+        """As billed: rounded, ties up."""
+        return int(self.exact_cents.quantize(Decimal(1), rounding=ROUND_HALF_UP, context=_EXACT))
+
+    @property
+    def is_tie(self) -> bool:
+        """Whether the exact amount lies on a half, so that either rounding is right."""
+        return self.exact_cents % 1 == Decimal("0.5")
+
+
+def rate(price: Price, quantity: int) -> list[RatedLine]:
+    """The lines that bill a whole, non-negative quantity: one for each tier that it reaches, and one for each of their flat fees. The
+    first tier is reached by nothing at all (a belief about Stripe)."""
+    if quantity < 0:
+        raise ValueError(f"a quantity of {quantity} cannot be rated")
+    if price.package is not None:
+        return [_units(quantity, _packages(price.package, quantity), price.tiers[0].unit_cents)]
+    if price.mode == PricingMode.VOLUME:
+        tier = next(tier for tier in price.tiers if tier.up_to is None or quantity <= tier.up_to)
+        return list(_tier_lines(tier, quantity))
+    return list(_graduated(price, quantity))
+
+
+def amount_cents(price: Price, quantity: int) -> int:
+    """What the quantity is billed, all lines together."""
+    return sum(line.amount_cents for line in rate(price, quantity))
+
+
+def added_cents(price: Price, billed: int, added: int) -> int:
+    """What a quantity adds to a bill that has another one on it; less than nothing where volume makes all of it cheaper."""
+    return amount_cents(price, billed + added) - amount_cents(price, billed)
+
+
+def decimals(currency: str) -> int:
+    """How many decimals Stripe's amounts in a currency have."""
+    code = currency.lower()
+    return 0 if code in _NO_DECIMALS else 3 if code in _THREE_DECIMALS else 2
+
+
+def money(cents: int, currency: str) -> str:
+    """An amount as people read it: `12.50 USD`, `1,200 JPY`."""
+    places = decimals(currency)
+    return f"{Decimal(cents).scaleb(-places, context=_EXACT):,.{places}f} {currency.upper()}"
+
+
+def _graduated(price: Price, quantity: int) -> Iterator[RatedLine]:
+    below = 0
+    for tier in price.tiers:
+        top = quantity if tier.up_to is None else min(quantity, tier.up_to)
+        yield from _tier_lines(tier, top - below)
+        below = top
+        if below == quantity:
+            return
+
+
+def _tier_lines(tier: Tier, quantity: int) -> Iterator[RatedLine]:
+    yield _units(quantity, quantity, tier.unit_cents)
+    if tier.flat_cents:
+        yield RatedLine(0, tier.flat_cents)
+
+
+def _packages(package: Package, quantity: int) -> int:
+    whole, left_over = divmod(quantity, package.size)
+    return whole + (left_over > 0 and package.rounds_up)
+
+
+def _units(quantity: int, units: int, unit_cents: Decimal) -> RatedLine:
+    return RatedLine(quantity, _EXACT.multiply(Decimal(units), unit_cents))

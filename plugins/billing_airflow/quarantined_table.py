@@ -1,0 +1,58 @@
+"""Quarantined usage as people and programs read it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from token_billing.quarantine import ValuedUsage
+from token_billing.rating import money
+from token_billing.stages.quarantined import worth
+
+_COLUMNS = ("reason", "tenant", "period", "hours", "tokens", "would add")
+
+
+def as_table(usages: Sequence[ValuedUsage]) -> str:
+    """One line a reason, tenant and period, and the sum. A period is the billing period from that day; `~` marks a calendar month, where
+    the billing period is not known."""
+    if not usages:
+        return "nothing is quarantined"
+    rows = [
+        (
+            one.usage.reason,
+            one.usage.tenant_id,
+            f"{one.usage.period.start:%Y-%m-%d}" if one.usage.is_billing_period else f"~{one.usage.period.start:%Y-%m}",
+            f"{one.usage.hour_count:,}",
+            f"{one.usage.token_count:,}",
+            "unknown" if one.amount_cents is None or one.usage.price is None else money(one.amount_cents, one.usage.price.currency),
+        )
+        for one in usages
+    ]
+    widths = [max(len(row[place]) for row in (_COLUMNS, *rows)) for place in range(len(_COLUMNS))]
+    lines = [
+        "  ".join(
+            text.ljust(width) if name in ("reason", "tenant", "period") else text.rjust(width)
+            for name, text, width in zip(_COLUMNS, row, widths, strict=True)
+        )
+        for row in (_COLUMNS, *rows)
+    ]
+    return "\n".join([*lines, "", f"{worth(list(usages))} in all"])
+
+
+def as_records(usages: Sequence[ValuedUsage]) -> list[dict[str, Any]]:
+    """The same for programs: times in ISO 8601, amounts in the currency's minor unit, null where no price is known."""
+    return [
+        {
+            "reason": one.usage.reason,
+            "tenant_id": one.usage.tenant_id,
+            "usage_item_id": one.usage.usage_item_id,
+            "period_start": one.usage.period.start.isoformat(),
+            "period_end": one.usage.period.end.isoformat(),
+            "period_is": "billing_period" if one.usage.is_billing_period else "calendar_month",
+            "hours": one.usage.hour_count,
+            "tokens": one.usage.token_count,
+            "amount_cents": one.amount_cents,
+            "currency": one.usage.price and one.usage.price.currency,
+            "price_id": one.usage.price and one.usage.price.id,
+            "billed_tokens_of_the_period": one.usage.billed_tokens,
+        }
+        for one in usages
+    ]

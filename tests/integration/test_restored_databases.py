@@ -1,0 +1,334 @@
+"""A database that was restored or copied is refused, and after one command bills nothing twice and loses nothing."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from sandbox.postgres import PostgresServer, find_binaries
+from sandbox.services import prepare_billing_database
+from sandbox.stripe_simulator.process import StripeSimulator
+from token_billing.adapters.keeper import read_mark
+from token_billing.errors import BillingError, CannotRecover, NothingToRecover, ReportsLeftOver, RestoredDatabase
+from token_billing.stages.kept_mark import keep_mark, require_newest
+from token_billing.stages.late_usage import late_windows
+from token_billing.stages.recover import recover
+from token_billing.windows import Window
+from world import World
+
+
+@pytest.fixture(scope="module")
+def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[PostgresServer, PostgresServer]]:
+    """Two, of which the tests stop and start the first."""
+    folder = tmp_path_factory.mktemp("clusters")
+    with PostgresServer(folder / "original", durable=False) as one, PostgresServer(folder / "elsewhere", durable=False) as other:
+        yield one, other
+        one.stop()
+
+
+@pytest.fixture
+def original(clusters: tuple[PostgresServer, PostgresServer]) -> PostgresServer:
+    clusters[0].start()
+    return clusters[0]
+
+
+@pytest.fixture
+def elsewhere(clusters: tuple[PostgresServer, PostgresServer]) -> PostgresServer:
+    return clusters[1]
+
+
+@pytest.fixture
+def world(original: PostgresServer, simulator: StripeSimulator) -> World:
+    """A billing database in a cluster of its own, in which a is frozen and not sent, while b has used nothing yet."""
+    dsn = original.recreate_database("billing")
+    prepare_billing_database(dsn)
+    world = World(dsn, simulator)
+    set_time(world, world.window.end + timedelta(minutes=5))
+    simulator.reset(clock=world.clock())
+    world.link("a", "b")
+    world.use("a", 5)
+    world.freeze()
+    return world
+
+
+@pytest.fixture
+def snapshot(original: PostgresServer, world: World, tmp_path: Path) -> Iterator[Callable[[], World]]:
+    """The world as it is now, brought back from a copy of the volume when it is called; the original is gone then."""
+    copy = tmp_path / "copy"
+    original.stop()
+    shutil.copytree(original.data_dir, copy)
+    original.start()
+    server = PostgresServer(copy, durable=False)
+
+    def bring_back() -> World:
+        original.stop()
+        server.start()
+        return replace(world, dsn=server.dsn("billing"))
+
+    yield bring_back
+    server.stop()
+
+
+def restore(world: World, elsewhere: PostgresServer) -> World:
+    """The world's database, dumped and restored in the other cluster."""
+    programs, dsn = find_binaries(), elsewhere.recreate_database("billing")
+    dumped = subprocess.run([programs / "pg_dump", "-Fc", world.dsn], check=True, capture_output=True).stdout
+    subprocess.run([programs / "pg_restore", "-d", dsn, "--exit-on-error"], input=dumped, check=True)
+    return replace(world, dsn=dsn)
+
+
+def burn_ids(dsn: str, count: int = 3000) -> None:
+    """Lets the cluster's transaction ids run on."""
+    with psycopg.connect(dsn, autocommit=True) as db:
+        db.execute(f"DO $$ BEGIN FOR i IN 1..{count} LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$")
+
+
+def recover_by_command(world: World) -> None:
+    with pytest.raises(RestoredDatabase, match="billing_airflow recover"):
+        require_newest(world.connect, world.keeper)
+    recover(world.connect, world.keeper, world.clock, recovered_by="ops")
+    require_newest(world.connect, world.keeper)
+
+
+def set_time(world: World, instant: datetime) -> None:
+    world.clock = lambda: instant
+
+
+def bill_for_days(world: World, days: float = 2.5) -> None:
+    """Runs every twelve hours, whatever becomes of them, late usage included."""
+    start = world.clock()
+    for hours in range(0, int(days * 24) + 1, 12):
+        set_time(world, start + timedelta(hours=hours))
+        world.simulator.set_clock(world.clock())
+        for window in {world.window, *late_windows(world.connect, world.clock)}:
+            run = replace(world, window=window)
+            run.freeze()
+            with suppress(BillingError):
+                run.push()
+            run.mark_billed()
+
+
+def sent(world: World) -> list[int]:
+    return sorted(int(event["value"]) for event in world.simulator.meter_events())
+
+
+def test_a_volume_from_before_a_push_is_refused_and_bills_nothing_twice(world: World, snapshot: Callable[[], World]) -> None:
+    """What the lost time sent is found at Stripe: a, which the copy had frozen, and b, of which it knew nothing."""
+    world.push()
+    world.mark_billed()
+    world.use("b", 7)
+    world.bill()
+    restored = snapshot()
+    restored.use("b", 7)  # the application's own backlog brings the row back
+    with pytest.raises(RestoredDatabase, match="older copy"):
+        require_newest(restored.connect, restored.keeper)
+    recover_by_command(restored)
+    bill_for_days(restored, 0.5)
+    assert restored.states() == {"a": "billed", "b": "billed"}
+    assert restored.marked() == {"a": 5, "b": 7}
+    assert sent(restored) == [5, 7]
+
+
+def test_what_the_lost_time_did_not_send_is_sent_once_after_a_day_of_absence(world: World, snapshot: Callable[[], World]) -> None:
+    world.push()
+    restored = snapshot()
+    restored.use("b", 7)
+    recover_by_command(restored)
+    bill_for_days(restored, 0.5)
+    assert sent(restored) == [5], "nothing is sent for the first time before its absence has held for a day"
+    assert restored.states() == {"a": "billed", "b": "unresolved"}
+    bill_for_days(restored)
+    assert restored.states() == {"a": "billed", "b": "billed"}
+    assert sent(restored) == [5, 7]
+
+
+def test_two_tenants_of_one_customer_are_told_apart_by_their_hour_or_left_to_a_person(world: World, snapshot: Callable[[], World]) -> None:
+    """Which minute the lost time dated a report with is forgotten with the report."""
+    world.sql("UPDATE tenants SET (stripe_customer_id, stripe_usage_item_id) = (SELECT stripe_customer_id, stripe_usage_item_id "
+              "FROM tenants WHERE id = 'a') WHERE id = 'b'")  # fmt: skip
+    world.push()
+    world.use("b", 7)
+    world.bill()
+    restored = snapshot()
+    restored.use("b", 7)
+    restored.sql("UPDATE tenants SET (stripe_customer_id, stripe_usage_item_id) = (SELECT stripe_customer_id, stripe_usage_item_id "
+                 "FROM tenants WHERE id = 'a') WHERE id = 'b'")  # fmt: skip
+    recover_by_command(restored)
+    bill_for_days(restored)
+    assert restored.states() == {"a": "billed", "b": "billed"}
+    assert sent(restored) == [5, 7]
+
+
+def test_hours_that_end_after_the_recovery_are_billed_as_ever(world: World, snapshot: Callable[[], World]) -> None:
+    world.push()
+    restored = snapshot()
+    recover_by_command(restored)
+    following = replace(restored, window=Window(world.window.end))
+    set_time(following, following.window.end + timedelta(minutes=1))
+    following.simulator.set_clock(following.clock())
+    following.use("b", 11)
+    assert following.bill()["billed"] == 11
+
+
+@pytest.mark.parametrize("burnt", ["original", "elsewhere"])
+def test_a_dump_restored_elsewhere_keeps_every_row_in_its_report(world: World, elsewhere: PostgresServer, burnt: str) -> None:
+    """With lower and with higher transaction ids than the cluster it comes from; rows recorded before the recovery are late usage."""
+    burn_ids(world.dsn if burnt == "original" else elsewhere.dsn())
+    world.use("b", 7)
+    world.bill()
+    world.use("a", 11)  # late
+    world.freeze()
+    restored = restore(world, elsewhere)
+    restored.use("b", 13)
+    with pytest.raises(RestoredDatabase, match="database cluster"):
+        restored.freeze()
+    recover_by_command(restored)
+    restored.use("a", 17)
+    bill_for_days(restored)
+    assert restored.marked() == {"a": 5 + 11 + 17, "b": 7 + 13}
+    assert sent(restored) == [5, 7, 11, 13, 17]
+    assert restored.sql("SELECT revision, tenant_id, token_count FROM billing.usage_report ORDER BY 1, 2, 3")[:3] == [
+        (0, "a", 5),
+        (1, "b", 7),
+        (2, "a", 11),
+    ]
+    assert all(one.holds for one in restored.conservation())
+
+
+def test_a_second_restoration_raises_the_ids_once_more(world: World, elsewhere: PostgresServer, tmp_path: Path) -> None:
+    burn_ids(world.dsn)
+    world.bill()
+    restored = restore(world, elsewhere)
+    recover_by_command(restored)
+    restored.use("a", 11)
+    bill_for_days(restored)
+    with PostgresServer(tmp_path / "third", durable=False) as third:
+        again = restore(restored, third)
+        again.use("b", 13)
+        recover_by_command(again)
+        bill_for_days(again)
+        assert again.marked() == {"a": 16, "b": 13}
+        assert sent(again) == [5, 11, 13]
+        assert again.sql("SELECT epoch FROM billing.recovery ORDER BY 1") == [(2,), (3,)]
+
+
+def test_an_upgraded_cluster_is_refused_until_it_is_recovered(world: World, original: PostgresServer, tmp_path: Path) -> None:
+    burn_ids(world.dsn)
+    world.use("b", 7)
+    world.bill()
+    upgraded_server = PostgresServer(tmp_path / "upgraded", durable=False)
+    upgraded_server.start()
+    upgraded_server.stop()
+    original.stop()
+    account, programs = original._choose_account(find_binaries())
+    work = tmp_path / "upgrading"
+    work.mkdir()
+    account.take(work)
+    command = [programs / "pg_upgrade", "-U", "postgres", "-b", programs, "-B", programs, "-s", work]
+    clusters = ["-d", original.data_dir / "cluster", "-D", upgraded_server.data_dir / "cluster"]
+    done = account.run(["/bin/sh", "-c", 'cd "$0" && exec "$@"', *map(str, (work, *command, *clusters))])
+    assert done.returncode == 0, done.stdout
+    with upgraded_server:
+        upgraded = replace(world, dsn=upgraded_server.dsn("billing"))
+        upgraded.use("a", 11)
+        recover_by_command(upgraded)
+        assert upgraded.sql("SELECT xid_shift FROM billing.recovery") == [(0,)]
+        bill_for_days(upgraded)
+        assert upgraded.marked() == {"a": 16, "b": 7}
+        assert sent(upgraded) == [5, 7, 11]
+
+
+def test_the_copy_that_was_replaced_is_refused_from_then_on(world: World, elsewhere: PostgresServer) -> None:
+    """Also by a push that was under way, before it sends anything more."""
+    world.push()
+    restored = restore(world, elsewhere)
+    recover_by_command(restored)
+    with pytest.raises(RestoredDatabase, match=r"epoch 1 .* epoch 2"):
+        require_newest(world.connect, world.keeper)
+    world.use("b", 7)
+    world.freeze()
+    with pytest.raises(RestoredDatabase, match=r"epoch 1 .* epoch 2"):
+        world.push()
+    assert sent(world) == [5]
+
+
+def test_the_newest_database_has_nothing_to_recover(world: World) -> None:
+    world.bill()
+    with pytest.raises(NothingToRecover):
+        recover(world.connect, world.keeper, world.clock, recovered_by="ops")
+
+
+def test_a_recovery_killed_before_its_mark_is_kept_is_run_again(world: World, elsewhere: PostgresServer) -> None:
+    world.bill()
+    restored = restore(world, elsewhere)
+
+    class Killed(type(world.keeper)):  # type: ignore[misc]
+        def write(self, name: str, text: str) -> None:
+            os._exit(9)
+
+    if (child := os.fork()) == 0:
+        recover(restored.connect, Killed(world.keeper._folder), restored.clock, recovered_by="ops")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert restored.sql("SELECT epoch FROM billing.ledger") == [(2,)]
+    recover_by_command(restored)
+    assert restored.sql("SELECT epoch, cause ~ 'cluster' FROM billing.recovery ORDER BY 1") == [(2, True), (3, False)]
+    restored.use("b", 7)
+    bill_for_days(restored)
+    assert sent(restored) == [5, 7]
+
+
+def test_rows_and_reports_from_different_copies_are_not_recovered(world: World, elsewhere: PostgresServer) -> None:
+    restored = restore(world, elsewhere)
+    restored.sql("ALTER TABLE token_usage DISABLE TRIGGER USER")
+    restored.sql("DELETE FROM token_usage")
+    restored.sql("ALTER TABLE token_usage ENABLE TRIGGER USER")
+    with pytest.raises(CannotRecover, match="do not find the rows"):
+        recover(restored.connect, restored.keeper, restored.clock, recovered_by="ops")
+    assert restored.sql("SELECT epoch FROM billing.ledger") == [(1,)]
+
+
+def test_rows_of_unknown_origin_are_not_guessed_about(world: World, elsewhere: PostgresServer) -> None:
+    """Data restored after the triggers, or copied in by replication."""
+    restored = restore(world, elsewhere)
+    restored.sql("ALTER TABLE token_usage DISABLE TRIGGER USER")
+    restored.sql(
+        "INSERT INTO token_usage (tenant_id, model, input_tokens, output_tokens, created_at, recorded_xid) "
+        "SELECT 'b', 'm', 7, 0, created_at, recorded_xid FROM token_usage"
+    )
+    restored.sql("ALTER TABLE token_usage ENABLE TRIGGER USER")
+    with pytest.raises(CannotRecover, match="pg_restore"):
+        recover(restored.connect, restored.keeper, restored.clock, recovered_by="ops")
+
+
+def test_an_older_mark_never_stays_over_a_newer_one(world: World) -> None:
+    """Whoever writes looks again: of two pushes that keep their marks at once, the slower one corrects itself."""
+    world.push()
+    (ledger_id,) = world.sql("SELECT ledger_id::text FROM billing.ledger")[0]
+
+    class Slow(type(world.keeper)):  # type: ignore[misc]
+        def write(self, name: str, text: str) -> None:
+            if '"noted_attempts": 1}' in text:
+                world.use("b", 7)
+                world.freeze()
+                world.push()  # another push notes and keeps more, and then our older news is written
+            super().write(name, text)
+
+    world.keeper.write(f"billing_ledger_{ledger_id}", '{"epoch": 1, "noted_attempts": 0}')
+    with world.connect() as db:
+        keep_mark(db, Slow(world.keeper._folder))
+    mark = read_mark(world.keeper, ledger_id)
+    assert mark is not None and mark.noted_attempts == 2
+
+
+def test_a_first_send_after_a_recovery_is_left_over_and_says_why(world: World, elsewhere: PostgresServer) -> None:
+    restored = restore(world, elsewhere)
+    recover_by_command(restored)
+    with pytest.raises(ReportsLeftOver, match="restored and may have forgotten"):
+        restored.push()
