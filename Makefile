@@ -1,6 +1,6 @@
 # Every target sets up what it needs by itself. No account, no Docker; root or not.
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down clean test test-servers test-pooler check lint types imports docs bench crash kill-points races lock
+.PHONY: help install demo up down clean test test-servers test-pooler check lint types imports docs bench crash kill-points races mutation lock
 
 RUN := PYTHONPATH=include:plugins .venv/bin/python
 # What `make demo` bills; USAGE=file.csv[.gz] bills that file instead.
@@ -14,6 +14,8 @@ SUBJECT ?= product
 # Pairs of places at which a run and the one that heals it are killed; empty is all of them.
 PAIRS ?=
 SCHEDULES ?= 500
+# Which safeguards `make mutation` disables; empty is all of them.
+ONLY ?=
 # How many histories at once; 0 is one a core.
 PROCESSES ?= 0
 
@@ -69,12 +71,15 @@ crash: RUN := PYTHONPATH=include:plugins:tests:. .venv/bin/python
 crash: .venv/installed ## Random histories: HISTORIES=n SEED=s
 	@$(RUN) -m crash --histories $(HISTORIES) --seed $(SEED) --subject $(SUBJECT) --processes $(PROCESSES)
 
-kill-points races: RUN := PYTHONPATH=include:plugins:tests:. .venv/bin/python
+kill-points races mutation: RUN := PYTHONPATH=include:plugins:tests:. .venv/bin/python
 kill-points: .venv/installed ## Kill a run everywhere, and the one that heals it: PAIRS=n of each scenario, or all
 	@$(RUN) -m crash.kill_points $(if $(PAIRS),--pairs $(PAIRS))
 
 races: .venv/installed ## Runs at once on one hour, in random schedules: SCHEDULES=n SEED=s
 	@$(RUN) -m crash.races --schedules $(SCHEDULES) --seed $(SEED)
+
+mutation: .venv/installed ## Disable each safeguard in turn, which the tests must catch: ONLY=text of its name, or all
+	@$(RUN) -m mutation $(if $(ONLY),--only "$(ONLY)")
 
 lock: .venv/installed ## Resolve the locks anew from pyproject.toml
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock" pyproject.toml -o requirements.txt

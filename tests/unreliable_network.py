@@ -15,8 +15,9 @@ class UnreliableNetwork:
     """Forwards to the simulator; the next meter events meet the troubles in `troubles`, in order, then all goes well again.
 
     Troubles: "ok"; "answer lost" (Stripe got it, we hear nothing); "request lost" (Stripe never got it); "garbled answer"
-    (Stripe got it, the answer is no JSON); a dict {"status", "headers", "error"} that is answered without forwarding, or with
-    forwarding where it says {"after": True}; a callable, which is called first and returns one of these.
+    (Stripe got it, the answer is no JSON); "answer cut off" (Stripe got it, the answer ends in its middle); a dict {"status",
+    "headers", "error"} that is answered without forwarding, or with forwarding where it says {"after": True}; a callable, which is
+    called first and returns one of these.
 
     Reads are written down in `read_paths`; those of a path in `broken_paths` are answered with its status."""
 
@@ -55,6 +56,9 @@ class UnreliableNetwork:
                     status, headers, content = network._forward(self, body)
                 if trouble == "answer lost":
                     return self._hang_up()
+                if trouble == "answer cut off":
+                    self._reply(status, headers, content, cut_off=1)
+                    return self._hang_up()
                 if trouble == "garbled answer":
                     content = b"<html>gateway</html>"
                 if made_up:
@@ -65,12 +69,12 @@ class UnreliableNetwork:
             def _hang_up(self) -> None:
                 self.close_connection = True
 
-            def _reply(self, status: int, headers: dict[str, str], content: bytes) -> None:
+            def _reply(self, status: int, headers: dict[str, str], content: bytes, cut_off: int = 0) -> None:
                 self.send_response(status)
                 for name, value in headers.items():
                     if name.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
                         self.send_header(name, value)
-                self.send_header("content-length", str(len(content)))
+                self.send_header("content-length", str(len(content) + cut_off))
                 self.end_headers()
                 self.wfile.write(content)
 

@@ -29,6 +29,7 @@ class SandboxServices:
 
 def without_stripe(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment without anything that could lead to a real account, database or alert: the sandbox sets its own."""
+    # safeguard: nothing of the caller's Stripe in the sandbox
     foreign = ("STRIPE_", "AIRFLOW_", "AIRFLOW__", "BILLING_", "PG")
     kept = {"PG_BIN", "BILLING_SANDBOX_HOME"}
     return {name: value for name, value in environment.items() if name in kept or not name.startswith(foreign)}

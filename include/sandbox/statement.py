@@ -71,7 +71,7 @@ async def _counted(target: StripeTarget, destinations: list[tuple[str, str, str]
     totals: dict[str, int] = {}
     async with stripe_gateway(target) as stripe:
         for tenant, customer, meter in destinations:
-            totals[tenant] = totals.get(tenant, 0) + await stripe.summed_usage(customer, meter, start, end)
+            totals[tenant] = totals.get(tenant, 0) + (await stripe.summed_usage(customer, meter, start, end) or 0)
     return totals
 
 

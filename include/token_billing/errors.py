@@ -25,6 +25,10 @@ class RestoredDatabase(LedgerNotReady):
     """The database is an older or a second copy of the one that was billed from, or lies in another cluster."""
 
 
+class KeptMarkLost(BillingError):
+    """What is kept outside the database is not what was written there; nothing was sent."""
+
+
 class NothingToRecover(OperatorNeeded):
     """The database is the one that was billed from last."""
 

@@ -1,8 +1,8 @@
 """Billing periods, and whether usage in one can still be billed: not once the period's invoice is final. Pure."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 #: An invoice with one of these states takes no more usage; a draft does (docs.stripe.com/invoicing/overview, invoice statuses).
@@ -14,6 +14,8 @@ NOT_CLOSING = frozenset({"subscription_create", "subscription_threshold", "upcom
 
 #: So long a draft is taken for one without being looked at again: windows that are pushed one after another need not ask each time.
 DRAFT_IS_FRESH = timedelta(minutes=5)
+
+_EVER = datetime.min.replace(tzinfo=UTC)
 
 
 class BillingPeriod(NamedTuple):
@@ -53,14 +55,24 @@ class InvoicedPeriod:
 
 @dataclass(frozen=True)
 class FinalPeriods:
-    """The periods whose invoices are final, of the items that were looked at."""
+    """Which periods' invoices are final, and from when, of the items that were looked at."""
 
-    periods: frozenset[tuple[str, BillingPeriod]] = frozenset()
+    final_from: Mapping[tuple[str, BillingPeriod], datetime] = field(default_factory=dict)
 
     @classmethod
     def among(cls, invoiced: Iterable[InvoicedPeriod]) -> "FinalPeriods":
-        return cls(frozenset((one.usage_item_id, one.period) for one in invoiced if one.is_final))
+        """A draft is final from the instant at which Stripe finalises it by itself."""
+        final_from: dict[tuple[str, BillingPeriod], datetime] = {}
+        for one in invoiced:
+            since = _EVER if one.is_final else one.finalizes_at
+            if since is not None:
+                which = one.usage_item_id, one.period
+                final_from[which] = min(since, final_from.get(which, since))
+        return cls(final_from)
 
-    def hold(self, usage_item_id: str, event_time: datetime) -> bool:
+    def hold(self, usage_item_id: str, event_time: datetime, now: datetime) -> bool:
         """Whether usage of the item at that time can be on no invoice any more."""
-        return any(item == usage_item_id and period.holds(event_time) for item, period in self.periods)
+        return any(
+            item == usage_item_id and period.holds(event_time) and now >= final_from
+            for (item, period), final_from in self.final_from.items()
+        )

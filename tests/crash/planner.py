@@ -61,7 +61,7 @@ class _Planner:
         rng = self.rng
         kind = rng.choice(UNLINKED_KINDS)
         gate_tokens = rng.choice((10_000, 500_000, 3_000_000)) if rng.random() < 0.35 else None
-        for _ in range(rng.randint(3, 5)):
+        for _ in range(rng.randint(2, 4)):
             self._use_an_hour()
             if rng.random() < 0.3:
                 self.steps.append(Outage(rng.choice(OUTAGES), int(5 * (3 * DAY / 5) ** rng.random())))

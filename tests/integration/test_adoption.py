@@ -8,6 +8,7 @@ import pytest
 
 from sandbox.postgres import PostgresServer
 from sandbox.stripe_simulator.process import StripeSimulator
+from token_billing.adapters import ledger
 from token_billing.errors import LedgerNotReady, OperatorNeeded
 from token_billing.stages.adopt import adopt
 from token_billing.stages.freeze import freeze
@@ -93,6 +94,20 @@ def test_an_hour_is_found_without_reading_the_whole_table(running: World) -> Non
     assert running.sql("SELECT count(*) FROM pg_indexes WHERE indexname = 'token_usage_billing_time'") == [(1,)]
 
 
+def test_of_two_adoptions_that_miss_the_index_one_makes_it(running: World) -> None:
+    """The other waits, and finds it there."""
+    adopt(running.connect, now, cut_over(running))
+    running.sql("DROP INDEX token_usage_billing_time")
+    with ThreadPoolExecutor(1) as pool, running.connect() as db:
+        ledger.ensure_time_index(db)
+        second = pool.submit(adopt, running.connect, now)
+        while not running.sql("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"):
+            assert not second.done()
+        db.commit()
+        second.result()
+    assert running.sql("SELECT count(*) FROM pg_indexes WHERE indexname = 'token_usage_billing_time'") == [(1,)]
+
+
 @pytest.mark.parametrize(
     ("breaking", "message"),
     [
@@ -133,6 +148,13 @@ def test_a_ledger_in_another_cluster_is_refused(world: World) -> None:
     for step in steps:
         with pytest.raises(LedgerNotReady, match="restored or copied"):
             step()
+
+
+def test_a_ledger_of_another_version_of_this_code_is_refused(world: World) -> None:
+    """An update's migrations come first."""
+    world.sql("UPDATE billing.migration SET version_num = '0001_ledger'")
+    with pytest.raises(LedgerNotReady, match="at migration 0001_ledger, this code needs"):
+        world.freeze()
 
 
 def test_an_adoption_that_was_killed_half_way_is_finished_by_the_next(running: World) -> None:

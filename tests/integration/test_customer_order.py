@@ -5,11 +5,13 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
+from token_billing.errors import ReportsLeftOver
 from unreliable_network import UnreliableNetwork, unreliable_network
 from world import SETTINGS, World, now
 
@@ -71,11 +73,31 @@ def test_a_customer_stays_leased_while_its_report_is_on_the_network(world: World
     assert world.sql("SELECT count(*) FROM billing.customer_lease") == [(0,)]
 
 
-@pytest.mark.parametrize("hours", [1, 21])
-def test_what_a_worker_sent_before_it_died_is_not_sent_as_if_for_the_first_time(
-    world: World, network: UnreliableNetwork, hours: int
-) -> None:
-    """Nothing tells how its request ended: within 20 hours Stripe recognises the identifier, later its summary is read."""
+def test_what_is_frozen_while_a_push_waits_is_left_to_its_own(world: World) -> None:
+    """Whether that may be sent was not looked at when this one began."""
+    world.link("a", "b")
+    world.use("a", 5)
+    world.freeze()
+    world.sql(
+        "INSERT INTO billing.customer_lease SELECT stripe_customer_id, 'managed_ai_tokens_bundled', gen_random_uuid(), "
+        "now() + interval '3 seconds' FROM tenants WHERE id = 'a'"
+    )
+    with ThreadPoolExecutor(1) as pool:
+        pushing = pool.submit(world.push)
+        time.sleep(1)
+        world.use("b", 7)
+        world.sql(
+            "INSERT INTO billing.metered_item SELECT tenant.stripe_usage_item_id, price_id, meter_id, problem, now() "
+            "FROM billing.metered_item, tenants tenant WHERE tenant.id = 'b'"
+        )
+        world.freeze()
+        pushing.result()
+    assert world.states() == {"a": "accepted", "b": "frozen"}
+
+
+@pytest.fixture
+def died(world: World, network: UnreliableNetwork) -> World:
+    """A worker has sent the report when it is killed; its lease has run out."""
     world.link("a")
     world.use("a", 5)
     world.freeze()
@@ -89,9 +111,23 @@ def test_what_a_worker_sent_before_it_died_is_not_sent_as_if_for_the_first_time(
 
     network.troubles.append(kill)
     assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == -signal.SIGKILL
-    assert world.states() == {"a": "sending"}
-    world.sql("UPDATE billing.customer_lease SET expires_at = '-infinity'")  # the dead worker's lease runs out
-    world.clock = lambda: now() + timedelta(hours=hours)
-    world.bill()
-    assert world.marked() == world.at_stripe() == {"a": 5}
-    assert len(world.simulator.meter_events()) == 1
+    world.sql("UPDATE billing.customer_lease SET expires_at = '-infinity'")
+    return world
+
+
+@pytest.mark.parametrize(("hours", "requests"), [(1, 2), (21, 1)])
+def test_what_a_worker_sent_before_it_died_is_billed_once(died: World, network: UnreliableNetwork, hours: int, requests: int) -> None:
+    """Nothing tells how its request ended: within 20 hours Stripe recognises the identifier, later its summary is read."""
+    assert died.states() == {"a": "sending"}
+    died.clock = lambda: now() + timedelta(hours=hours)
+    died.bill()
+    assert died.marked() == died.at_stripe() == {"a": 5}
+    assert len(network.meter_event_requests) == requests
+    assert len(died.simulator.meter_events()) == 1
+
+
+def test_a_refusal_after_a_worker_died_is_no_rejection(died: World, network: UnreliableNetwork) -> None:
+    """Stripe refuses what it would have taken a moment ago, and has taken."""
+    network.troubles.append({"status": 400, "error": {"type": "invalid_request_error", "message": "No active meter found"}})
+    with pytest.raises(ReportsLeftOver, match="unresolved"):
+        died.push()

@@ -9,15 +9,17 @@ from typing import Any
 import pytest
 import stripe
 
+from token_billing.adapters import ledger
 from token_billing.adapters.stripe_gateway import StripeTarget
 from token_billing.errors import ReportsLeftOver, StripeRefusesKey, StripeUnavailable, WrongStripeAccount
-from token_billing.model import Shard
+from token_billing.model import Shard, StripeAccount
 from token_billing.stages.push import push
 from unreliable_network import UnreliableNetwork, unreliable_network
 from world import SETTINGS, World, now
 
 RATE_LIMITED = {"status": 429, "error": {"type": "invalid_request_error", "code": "rate_limit", "message": "Too many requests"}}
 NO_METER = {"status": 400, "error": {"type": "invalid_request_error", "message": "No active meter found"}}
+NOT_STRIPE = {"status": 200, "error": {"type": "none", "message": "It works!"}}
 BROKEN = {"status": 500, "error": {"type": "api_error", "message": "Something went wrong"}}
 
 
@@ -37,6 +39,8 @@ def network(world: World) -> Iterator[UnreliableNetwork]:
         "answer lost",
         "request lost",
         "garbled answer",
+        "answer cut off",
+        NOT_STRIPE,
         BROKEN,
         {**BROKEN, "after": True},
         RATE_LIMITED,
@@ -51,7 +55,10 @@ def test_a_passing_trouble_is_overcome_within_the_task(world: World, network: Un
     assert len(world.simulator.meter_events()) == 1
 
 
-@pytest.mark.parametrize("trouble", ["answer lost", "request lost", "garbled answer", BROKEN, {**BROKEN, "after": True}])
+@pytest.mark.parametrize(
+    "trouble",
+    ["answer lost", "request lost", "garbled answer", "answer cut off", NOT_STRIPE, BROKEN, {**BROKEN, "after": True}],
+)
 def test_a_lasting_trouble_leaves_the_report_unresolved_and_a_later_run_bills_it(
     world: World, network: UnreliableNetwork, trouble: Any
 ) -> None:
@@ -238,6 +245,14 @@ def test_a_ledger_bills_one_stripe_account_only(world: World, pinned: str, told:
     assert len(world.simulator.meter_events()) == 1
 
 
+def test_of_two_first_contacts_one_pins_the_account(world: World) -> None:
+    """The other one looked before it did, and is refused."""
+    with world.connect() as db:
+        ledger.pin_account(db, None, StripeAccount("acct_first", livemode=False), now())
+        with pytest.raises(WrongStripeAccount, match="this ledger bills acct_first"):
+            ledger.pin_account(db, None, StripeAccount("acct_second", livemode=False), now())
+
+
 def test_a_push_waits_for_a_customer_that_another_run_holds(world: World) -> None:
     """One call at a time per customer and meter: a living lease is respected, a dead run's lease runs out."""
     world.link("a")
@@ -311,6 +326,25 @@ def test_beyond_a_day_anything_but_our_own_value_or_nothing_is_for_a_person(doub
         with pytest.raises(ReportsLeftOver, match="unresolved"):
             doubtful.push()
     assert doubtful.at_stripe() == {"a": 8}
+
+
+def test_an_absence_that_was_interrupted_begins_anew(world: World, network: UnreliableNetwork) -> None:
+    """For a while the minute held what nobody could explain: what it lacked before that proves nothing any more."""
+    network.always = "request lost"
+    world.freeze()
+    with pytest.raises(StripeUnavailable):
+        world.push()
+    network.always = "ok"
+    ((event_time,),) = world.sql("SELECT event_time FROM billing.usage_report")
+    for hours in (24, 36, 49):
+        world.clock = lambda hours=hours: now() + timedelta(hours=hours)
+        if hours == 36:
+            _send_as_somebody_else(world, "foreign", 3, int(event_time.timestamp()))
+        with pytest.raises(ReportsLeftOver, match="unresolved"):
+            world.push()
+        if hours == 36:
+            world.simulator.disown(["foreign"])
+    assert world.at_stripe() == {}
 
 
 def test_beyond_35_days_a_report_proven_absent_is_quarantined(world: World, network: UnreliableNetwork) -> None:

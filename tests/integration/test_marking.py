@@ -79,6 +79,20 @@ def test_a_row_that_no_report_holds_is_not_marked_with_the_others(accepted: Worl
         check_conservation(accepted.connect, accepted.window)
 
 
+def test_a_row_that_changes_while_it_is_marked_is_found(accepted: World) -> None:
+    """The comparison saw it as it was; the marking meets somebody who is changing it."""
+    accepted.sql("ALTER TABLE token_usage DISABLE TRIGGER USER")
+    with ThreadPoolExecutor(1) as pool, accepted.connect() as writer:
+        writer.execute("UPDATE token_usage SET input_tokens = 50 WHERE input_tokens = 5")
+        marking = pool.submit(accepted.mark_billed)
+        while not accepted.sql("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"):
+            assert not marking.done()
+        writer.commit()
+        with pytest.raises(ReportsDisagree, match="frozen 11 tokens of 2 rows, found 56 of 2"):
+            marking.result()
+    assert accepted.states() == {"a": "accepted", "b": "billed"}
+
+
 def test_rows_that_add_up_and_are_not_the_frozen_ones_are_named(accepted: World) -> None:
     """Two rows became one of as many tokens."""
     accepted.sql("ALTER TABLE token_usage DISABLE TRIGGER USER")

@@ -36,6 +36,7 @@ def test_runs_at_once_ask_each_question_once(world: World, held_ids: list[int]) 
 
 def test_a_run_does_not_wait_for_one_that_is_asking_and_takes_over_what_that_one_gave_up(world: World, held_ids: list[int]) -> None:
     """The first run dies before it has written down that it asks."""
+    world.sql("ALTER DATABASE billing SET lock_timeout = '10s'")  # rather an error than a wait for ever
     with session(world.connect) as db, db.transaction(force_rollback=True):
         assert len(holds.take_questions(db, now() - ASK_AGAIN_AFTER, now())) == len(held_ids)
         assert take_questions(world.connect, now) == []

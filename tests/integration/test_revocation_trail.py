@@ -1,5 +1,6 @@
 """The trail of revocations is whole: it explains every row that was billed once and is not any more."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -45,6 +46,22 @@ def test_revocations_explain_every_row_that_is_billed_no_more(world: World) -> N
         assert sorted(identifiers) == sorted(revoked + billed)
 
     check()
+
+
+def test_a_revocation_that_does_not_clear_all_of_its_rows_changes_nothing(world: World) -> None:
+    """A trigger of the application's own keeps one as it is."""
+    world.link("a")
+    world.use("a", 5)
+    world.use("a", 6)
+    world.bill()
+    world.sql(
+        "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
+        "CREATE TRIGGER keep BEFORE UPDATE ON token_usage FOR EACH ROW WHEN (OLD.input_tokens = 5) EXECUTE FUNCTION keep()"
+    )
+    ((report_id,),) = world.sql("SELECT id FROM billing.usage_report")
+    with pytest.raises(AssertionError, match="1 rows cleared of a report that holds 2"):
+        revoke(world.connect, Disowned(report_id, RevocationCause.OPERATOR, "evidence"), world.clock, revoked_by="ann")
+    assert (world.states(), world.marked()) == ({"a": "billed"}, {"a": 11})
 
 
 def _take(world: World, step: tuple[object, ...]) -> None:

@@ -168,6 +168,7 @@ def test_a_late_answer_about_the_event_that_counts_cancels_nothing(
         pass_to(hours)
         assert world.cancel_surplus() == 0
         assert world.at_stripe() == world.marked() == {"a": 5}
+        assert world.sql("SELECT resolved_at IS NULL FROM billing.surplus") == [(hours < 75,)], "a summary may lag behind"
     assert world.sql("SELECT cancelled_at, gave_up_at, resolved_by FROM billing.surplus") == [(None, None, "the summary of its minute")]
 
 
@@ -258,6 +259,20 @@ def test_a_cancellation_without_a_known_answer_is_asked_for_again(doubled: World
     assert doubled.cancel_surplus() == 1
     assert doubled.at_stripe() == {"a": 5}
     assert surplus(doubled) == [("read_back", 5, True, False)]
+
+
+def test_a_surplus_that_is_still_counted_is_not_taken_for_another(doubled: World, pass_to: Callable[[float], None]) -> None:
+    """The report gave up a third identifier, of which nothing arrived."""
+    doubled.sql(
+        "UPDATE billing.push_attempt SET attempt = 5 WHERE attempt = 1;"
+        "INSERT INTO billing.push_attempt (report_id, attempt, identifier, noted_at) SELECT id, 1, 'older', now() FROM billing.usage_report"
+    )
+    doubled.simulator.script_faults([Fault(kind="reset_before_effect", path=CANCELLATIONS)] * 3)
+    for hours in (49, 50):
+        pass_to(hours)
+        with pytest.raises(StripeUnavailable, match="cancellation of 1 events"):
+            doubled.cancel_surplus()
+        assert surplus(doubled) == [("read_back", 5, False, False)]
 
 
 def test_an_unreachable_stripe_leaves_everything_to_the_next_run(doubled: World, pass_to: Callable[[float], None]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from sandbox.environment import ROOT
 
 #: Where safeguards stand.
-GUARDED = ("include/token_billing", "plugins/billing_airflow", "dags")
+GUARDED = ("include", "plugins/billing_airflow", "dags")
 
 _MARKER = re.compile(r"(?:#|--) safeguard: (.+)$")
 

@@ -20,6 +20,8 @@ _NO_PROGRAM = re.compile(r"^E +(?:[\w.]+\.)?(?:\w*SyntaxError|NameError|Attribut
 
 _FAILED = re.compile(r"^FAILED ([^\s\[]+)", re.MULTILINE)
 
+_NOT_COPIED = (".git", ".venv", ".sandbox", ".cache", ".*_cache", ".hypothesis", "__pycache__")
+
 
 class Ending(StrEnum):
     """What became of a mutant."""
@@ -41,8 +43,8 @@ class Trial:
 
 
 def copy_repository(source: Path, target: Path) -> None:
-    """Everything but what is hidden or made by running."""
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*", "__pycache__"))
+    """Everything but the history, the environment, and what is made by running."""
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(*_NOT_COPIED))
 
 
 def try_mutant(mutant: Mutant, original: Path) -> Trial:

@@ -19,8 +19,10 @@ DRAFT = InvoicedPeriod("si_a", BillingPeriod(START, END), "in_1", "draft", END +
 def test_a_period_holds_its_start_and_not_its_end() -> None:
     """Of its own item, and only where its invoice is final."""
     final = FinalPeriods.among([replace(DRAFT, status="open"), replace(DRAFT, usage_item_id="si_b")])
-    assert [final.hold("si_a", time) for time in (START - MINUTE, START, END - MINUTE, END)] == [False, True, True, False]
-    assert not final.hold("si_b", START)
+    assert [final.hold("si_a", time, END) for time in (START - MINUTE, START, END - MINUTE, END)] == [False, True, True, False]
+    assert DRAFT.finalizes_at is not None
+    assert not final.hold("si_b", START, DRAFT.finalizes_at - MINUTE)
+    assert final.hold("si_b", START, DRAFT.finalizes_at), "a draft is final from the instant at which it finalises by itself"
 
 
 @pytest.mark.parametrize("status", ["open", "paid", "uncollectible", "void"])
@@ -35,7 +37,7 @@ def test_what_is_final_stays_known(status: str) -> None:
 
 def invoice(**more: Any) -> SimpleNamespace:
     span = {"period_start": int(START.timestamp()), "period_end": int(END.timestamp())}
-    return SimpleNamespace(**{"id": "in_1", "status": "paid", **span, **more})
+    return SimpleNamespace(**{"id": "in_1", "status": "paid", "billing_reason": "subscription_cycle", **span, **more})
 
 
 def line(item: str | None, start: datetime, end: datetime) -> SimpleNamespace:
@@ -51,6 +53,7 @@ def test_an_invoices_lines_say_which_usage_it_bills() -> None:
     assert [(one.period, one.is_final) for one in found] == [((START, END), True)]
     assert [one.period for one in invoiced_by(invoice(), [ahead], "si_a", END)] == [(START, END)]
     assert invoiced_by(invoice(period_start=5, period_end=5), [ahead], "si_a", END) == []
+    assert invoiced_by(invoice(billing_reason="manual"), [ahead], "si_a", END) == [], "made in the middle of a period"
 
 
 def test_a_first_period_begins_with_its_item() -> None:

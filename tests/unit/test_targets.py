@@ -2,6 +2,7 @@
 
 import pytest
 
+from sandbox.environment import without_stripe
 from token_billing.adapters.clock import replayed_clock
 from token_billing.errors import UnsafeStripeTarget
 from token_billing.targets import STRIPE_BASE, check_target
@@ -55,3 +56,9 @@ def test_only_this_machine_sets_the_clock() -> None:
     """A clock decides what may be billed."""
     with pytest.raises(UnsafeStripeTarget, match="BILLING_CLOCK_URL"):
         replayed_clock("http://clock.invalid/now")
+
+
+def test_nothing_of_the_callers_stripe_reaches_the_sandbox() -> None:
+    """Nor any connection or setting of its Airflow and its billing; what is nobody's secret stays."""
+    foreign = {"STRIPE_SECRET_KEY": "sk_live_1", "STRIPE_PRICE_ID_SOLO": "p", "AIRFLOW_CONN_STRIPE_DEFAULT": "{}", "BILLING_CLOCK_URL": "u"}
+    assert without_stripe({**foreign, "PGHOST": "production", "PATH": "/bin"}) == {"PATH": "/bin"}

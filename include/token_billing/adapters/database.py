@@ -63,4 +63,5 @@ def read_beside(connect: Connect, transaction: Connection, read: Callable[[Conne
 
 def storable(text: str) -> str:
     """Postgres keeps neither NUL nor half a surrogate pair; whatever answers for Stripe may send both."""
+    # safeguard: whatever Stripe says can be written down
     return text.encode("utf-8", "replace").decode().replace("\0", " ")

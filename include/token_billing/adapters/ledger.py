@@ -59,8 +59,8 @@ def this_copy(db: Connection) -> LedgerCopy:
     """The ledger as it lies here; raises LedgerNotReady where there is none, or where it is not the one this code was written for."""
     try:
         found = db.execute(LEDGER["identity"]).fetchone()
-    except psycopg.errors.UndefinedTable as missing:
-        raise LedgerNotReady(f"the database behind `billing_db` has no ledger; {ADOPT}") from missing
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as missing:
+        raise LedgerNotReady(f"the database behind `billing_db` has no ledger, or one from before the first release; {ADOPT}") from missing
     if found is None:
         raise LedgerNotReady(f"the adoption of the database behind `billing_db` was not finished; {ADOPT}")
     ledger_id, account_id, livemode, cut_over, pinned_cluster, this_cluster, migration, epoch, noted_attempts, recovered_at = found
@@ -125,10 +125,11 @@ def windows_before(db: Connection, cut_over: datetime) -> list[Window]:
     return [Window(start) for (start,) in db.execute(LEDGER["windows_before"], {"cut_over": cut_over})]
 
 
-def pin_account(db: Connection, account: StripeAccount, now: datetime) -> None:
-    """Pins the ledger to the account at first contact; raises WrongStripeAccount where it is pinned to another."""
-    db.execute(LEDGER["pin_account"], {"account_id": account.id, "livemode": account.livemode, "now": now})
-    pinned = identity(db).account
+def pin_account(db: Connection, pinned: StripeAccount | None, account: StripeAccount, now: datetime) -> None:
+    """Pins the ledger to the account at first contact (`pinned` is None); raises WrongStripeAccount where it is pinned to another."""
+    if pinned is None:
+        db.execute(LEDGER["pin_account"], {"account_id": account.id, "livemode": account.livemode, "now": now})
+        pinned = identity(db).account
     assert pinned is not None
     # safeguard: the pinned account and mode
     if pinned.livemode != account.livemode or (pinned.id and account.id and pinned.id != account.id):

@@ -28,6 +28,7 @@ def migrate(connect: Connect) -> None:
     engine = create_engine("postgresql+psycopg://", creator=connect, poolclass=NullPool)
     try:
         with engine.begin() as connection:
+            # safeguard: one migration at a time
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(hashtext('token_billing.migrate'))")
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'")
             config.attributes["connection"] = connection

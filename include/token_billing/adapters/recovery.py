@@ -2,18 +2,24 @@
 
 from datetime import datetime
 
+import psycopg
 from psycopg import sql
 
 from token_billing.adapters.database import Connection
 from token_billing.adapters.queries import queries
+from token_billing.errors import CannotRecover
 from token_billing.model import LedgerMark
 
 RECOVER = queries("recover.sql")
 
 
 def lock_usage(db: Connection) -> None:
-    """Nothing is recorded, frozen or marked until the transaction ends."""
-    db.execute(RECOVER["lock_usage"])
+    """Nothing is recorded, frozen or marked until the transaction ends; raises CannotRecover where long transactions are in the way."""
+    db.execute(RECOVER["wait_briefly"])
+    try:
+        db.execute(RECOVER["lock_usage"])
+    except psycopg.errors.LockNotAvailable as busy:
+        raise CannotRecover("token_usage was in use for more than 5 s by a long transaction; nothing was changed, try again") from busy
 
 
 def last_carried_row(db: Connection) -> int | None:

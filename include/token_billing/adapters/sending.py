@@ -85,9 +85,9 @@ def accept_read_back(db: Connection, report: DoubtfulReport, now: datetime) -> N
     db.execute(PUSH["accept_read_back"], {"id": report.id, "generation": report.generation, "now": now})
 
 
-def note_absence(db: Connection, report: DoubtfulReport, absent_since: datetime | None) -> None:
+def note_absence(db: Connection, report: DoubtfulReport, absent_since: datetime | None, now: datetime) -> None:
     """Stripe's summary does not hold the report, since then; None where it holds something that fits neither case."""
-    db.execute(PUSH["note_absence"], {"id": report.id, "generation": report.generation, "absent_since": absent_since})
+    db.execute(PUSH["note_absence"], {"id": report.id, "generation": report.generation, "absent_since": absent_since, "now": now})
 
 
 def begin_generation(db: Connection, report: DoubtfulReport, identifier: str, now: datetime) -> None:

@@ -179,14 +179,20 @@ class StripeGateway:
             # safeguard: a broken connection may have delivered
             return NoAnswer(f"{type(error).__name__}: {error}", never_left=False)
 
-    async def summed_usage(self, customer_id: str, meter_id: str, start: datetime, end: datetime) -> int:
-        """The tokens that Stripe's meter counts for the customer in `[start, end)`, whole minutes; it may lag behind what was accepted."""
-        summaries = await self._read(
-            lambda: self._client.v1.billing.meters.event_summaries.list_async(
-                meter_id, {"customer": customer_id, "start_time": int(start.timestamp()), "end_time": int(end.timestamp())}
-            )
-        )
-        return sum([int(summary.aggregated_value) async for summary in summaries.auto_paging_iter()])
+    async def summed_usage(self, customer_id: str, meter_id: str, start: datetime, end: datetime) -> int | None:
+        """The tokens that Stripe's meter counts for the customer in `[start, end)`, whole minutes; it may lag behind what was accepted.
+        None, with a warning, where Stripe does not tell: the customer was deleted, for instance."""
+        wanted = {"customer": customer_id, "start_time": int(start.timestamp()), "end_time": int(end.timestamp())}
+
+        async def summed() -> int:
+            summaries = await self._client.v1.billing.meters.event_summaries.list_async(meter_id, wanted)  # type: ignore[arg-type]
+            return sum([int(summary.aggregated_value) async for summary in summaries.auto_paging_iter()])
+
+        try:
+            return await self._read(summed)
+        except stripe.InvalidRequestError as refusal:
+            log.warning("Stripe does not tell what customer %s used: %s", customer_id, _message(refusal))
+            return None
 
     async def _read(self, call: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
         """Reads are free to repeat: time-outs, 429 and 5xx are tried again; raises StripeUnavailable where that did not help, and

@@ -35,12 +35,14 @@ def invoiced_by(invoice: Any, lines: list[Any], usage_item_id: str, now: datetim
     """The periods of a subscription item that an invoice closes: those of the item's lines, or, where it has none (no usage at all), the
     one that the invoice itself looks back on."""
     spans = {(line.period.start, line.period.end) for line in lines if _item_of(line) == usage_item_id}
+    # Of other invoices, made in the middle of a period, that span says nothing.
+    looks_back_on = {(invoice.period_start, invoice.period_end)} if invoice.billing_reason == "subscription_cycle" else set()
     finalizes_at = getattr(invoice, "automatically_finalizes_at", None)
     return [
         InvoicedPeriod(
             usage_item_id, BillingPeriod(_time(start), _time(end)), invoice.id, invoice.status, finalizes_at and _time(finalizes_at), now
         )
-        for start, end in sorted(spans or {(invoice.period_start, invoice.period_end)})
+        for start, end in sorted(spans or looks_back_on)
         if start < end
     ]
 

@@ -72,6 +72,7 @@ WITH decided AS (
 ), refused AS (
     UPDATE billing.usage_report
     SET state = 'quarantined', quarantined_at = %(now)s, quarantine_reason = 'refused_at_gate'
+    -- safeguard: a refused report is kept aside
     WHERE id IN (SELECT report_id FROM decided) AND %(decision)s = 'refused' AND state = 'frozen' AND attempt_count = 0
 )
 SELECT count(*) FROM decided

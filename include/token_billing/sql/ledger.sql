@@ -59,6 +59,7 @@ SELECT EXISTS (
 
 -- name: take_adoption_turn
 -- Of several adoptions at once, one looks for the index and makes it.
+-- safeguard: one adoption makes the index
 SELECT pg_advisory_xact_lock(hashtext('token_billing.adopt'))
 
 -- name: add_time_index

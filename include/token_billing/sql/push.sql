@@ -91,17 +91,20 @@ WHERE report.window_start = %(window_start)s AND report.state IN ('sending', 'un
                     AND (surplus.cancelled_at IS NULL OR surplus.cancelled_at > %(attempted_before)s))
   AND (hashtextextended(report.tenant_id, 0) & 65535) %% %(shard_count)s = %(shard)s
 GROUP BY report.id
+ORDER BY report.read_back_at NULLS FIRST, report.id
 
 -- name: accept_read_back
 -- Stripe's summary holds the report.
 UPDATE billing.usage_report
+-- safeguard: an earlier generation's presence
 SET state = 'accepted', accepted_at = %(now)s, absent_since = NULL, forgotten = false
 WHERE id = %(id)s AND generation = %(generation)s AND state IN ('sending', 'unresolved')
 
 -- name: note_absence
 -- Stripe's summary does not hold the report (the time), or holds something else (no time).
 UPDATE billing.usage_report
-SET state = 'unresolved', may_have_arrived = true, absent_since = %(absent_since)s
+-- safeguard: an earlier generation's absence
+SET state = 'unresolved', may_have_arrived = true, absent_since = %(absent_since)s, read_back_at = %(now)s
 WHERE id = %(id)s AND generation = %(generation)s AND state IN ('sending', 'unresolved')
 
 -- name: begin_generation
@@ -124,6 +127,7 @@ FROM billing.usage_report report
 LEFT JOIN tenants tenant ON tenant.id = report.tenant_id AND report.attempt_count = 0
 LEFT JOIN billing.metered_item item ON item.usage_item_id = tenant.stripe_usage_item_id
 JOIN billing.meter meter ON meter.meter_id = coalesce(report.meter_id, item.meter_id)
+-- safeguard: what is frozen during a push has a push of its own
 WHERE report.window_start = %(window_start)s AND report.id <= %(last_report)s
   AND report.state IN ('frozen', 'sending', 'unresolved') AND report.token_count > 0 AND NOT report.forgotten
   AND (report.attempt_count > 0 OR tenant.stripe_customer_id <> '')
@@ -169,7 +173,7 @@ SELECT report.id, report.side_start, report.side_end, report.identifier, report.
 FROM unnest(%(ids)s::bigint[], %(customer_ids)s::text[], %(event_names)s::text[]) AS wanted (id, customer_id, event_name)
 JOIN billing.usage_report report ON report.id = wanted.id
 -- safeguard: settled reports are not sent
-WHERE report.state IN ('frozen', 'sending', 'unresolved')
+WHERE report.state IN ('frozen', 'sending', 'unresolved') AND NOT report.forgotten
 ORDER BY report.id
 FOR UPDATE OF report
 
@@ -177,7 +181,7 @@ FOR UPDATE OF report
 -- Writes down, before anything is sent, that it may have been: from here on the report counts as attempted.
 WITH noted AS (
     UPDATE billing.usage_report report
-    -- safeguard: a note says what may have arrived
+    -- safeguard: the first attempt is dated once
     SET state = 'sending',
         absent_since = NULL,
         may_have_arrived = attempt.may_have_arrived,
@@ -215,7 +219,6 @@ WHERE attempt.report_id = doubted.id AND attempt.attempt = doubted.attempt_count
 UPDATE billing.usage_report report
 SET state = 'quarantined', quarantined_at = %(now)s, quarantine_reason = aside.reason
 FROM unnest(%(ids)s::bigint[], %(reasons)s::text[]) AS aside (id, reason)
--- safeguard: nothing that may have arrived is kept aside
 WHERE report.id = aside.id AND NOT report.may_have_arrived
 
 -- name: record_outcomes
@@ -237,7 +240,8 @@ SET state = outcome.state,
     may_have_arrived = outcome.may_have_arrived,
     absent_since = NULL,
     key_number = outcome.key_number,
-    accepted_at = CASE WHEN outcome.state = 'accepted' THEN %(now)s::timestamptz END
+    accepted_at = CASE WHEN outcome.state = 'accepted' THEN %(now)s::timestamptz END,
+    forgotten = false
 FROM outcome
 -- safeguard: an answer about the holder's own attempt
 WHERE report.id = outcome.id AND report.identifier = outcome.identifier

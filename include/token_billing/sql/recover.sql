@@ -2,6 +2,10 @@
 -- Nothing is recorded, frozen or marked until the recovery ends.
 LOCK TABLE token_usage, billing.fence, billing.ledger IN SHARE ROW EXCLUSIVE MODE
 
+-- name: wait_briefly
+-- Rather gives up than makes the application's writers queue behind a long transaction; from here on ages count from our own id.
+SELECT set_config('lock_timeout', '5s', true), pg_current_xact_id()
+
 -- name: last_carried_row
 -- The last row that came with the copy.
 -- A table's rows are restored before its indexes and triggers, so whatever is older than the oldest of those came with it. 0 where no row
@@ -15,11 +19,20 @@ FROM (
 ) oldest
 
 -- name: rows_of_unknown_origin
--- Rows recorded since the copy was made that were not stamped by the transaction that wrote them: they may have come with the copy.
+-- Rows after those that came with the copy whose stamps no transaction of this cluster since then can have made.
+-- A row is written by the transaction that stamps it, by a later one that updates it, or by a savepoint's, which has a later id, too.
+WITH made AS (
+    SELECT age(xmin) FROM pg_trigger WHERE tgrelid = 'token_usage'::regclass
+    UNION ALL
+    SELECT age(xmin) FROM pg_index WHERE indrelid = 'token_usage'::regclass
+), cluster AS (
+    SELECT pg_current_xact_id()::text::numeric AS present, pg_current_xact_id()::text::numeric - (SELECT max(age) FROM made) AS oldest,
+           (SELECT xid_shift FROM billing.ledger) AS shift
+)
 SELECT id
-FROM token_usage
+FROM token_usage, cluster
 WHERE id > %(last_carried_row)s
-  AND xmin::text::numeric <> (recorded_xid::text::numeric - (SELECT xid_shift FROM billing.ledger)) %% 4294967296
+  AND (recorded_xid::text::numeric - shift NOT BETWEEN oldest AND present OR recorded_xid::text::numeric - shift > present - age(xmin))
 ORDER BY id
 LIMIT 10
 
@@ -31,8 +44,9 @@ FROM (
     SELECT greatest((SELECT max(recorded_xid::text::numeric) FROM token_usage WHERE id <= %(last_carried_row)s),
                     (SELECT max(pg_snapshot_xmax(snapshot)::text::numeric) FROM billing.fence), 0) AS highest
 ) carried, (
+    -- Transactions under way have their ids already, whenever they record.
     SELECT least((SELECT min(recorded_xid::text::numeric) FROM token_usage WHERE id > %(last_carried_row)s),
-                 billing.recording_xid()::text::numeric) AS lowest
+                 pg_snapshot_xmin(billing.recording_snapshot())::text::numeric) AS lowest
 ) recorded
 
 -- name: shift_rows
@@ -57,18 +71,20 @@ $$
 -- Reports not billed yet whose unbilled rows, those that their fence was the first to see, are not what was frozen.
 -- Reports whose rows are known to have changed before are left out.
 WITH waiting AS (
-    SELECT report.id, report.tenant_id, report.side_start, report.side_end, report.row_count, report.token_count,
+    SELECT report.id, report.tenant_id, report.window_start, report.side_start, report.side_end, report.row_count, report.token_count,
            fence.snapshot, earlier.snapshot AS earlier_snapshot
     FROM billing.usage_report report
     JOIN billing.fence fence ON fence.window_start = report.window_start AND fence.revision = report.revision
     LEFT JOIN billing.fence earlier ON earlier.window_start = report.window_start AND earlier.revision = report.revision - 1
-    WHERE report.state <> 'billed'
+    WHERE report.state <> 'billed' AND report.quarantine_reason IS DISTINCT FROM 'before_adoption'
       AND NOT EXISTS (SELECT FROM billing.discrepancy WHERE discrepancy.report_id = report.id AND resolved_at IS NULL)
 )
 SELECT waiting.id
 FROM waiting
 LEFT JOIN token_usage usage
-  ON usage.tenant_id = waiting.tenant_id AND usage.created_at >= waiting.side_start AND usage.created_at < waiting.side_end
+  -- The hour for its own sake: without it, the whole table would be read for each report.
+  ON date_bin(interval '1 hour', usage.created_at, timestamptz '2000-01-01T00:00Z') = waiting.window_start
+ AND usage.tenant_id = waiting.tenant_id AND usage.created_at >= waiting.side_start AND usage.created_at < waiting.side_end
  AND NOT usage.billed AND pg_visible_in_snapshot(usage.recorded_xid, waiting.snapshot)
  AND (waiting.earlier_snapshot IS NULL OR NOT pg_visible_in_snapshot(usage.recorded_xid, waiting.earlier_snapshot))
 GROUP BY waiting.id, waiting.row_count, waiting.token_count

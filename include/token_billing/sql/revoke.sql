@@ -7,7 +7,6 @@ FROM billing.usage_report report
 JOIN billing.fence fence ON fence.window_start = report.window_start AND fence.revision = report.revision
 LEFT JOIN billing.fence earlier ON earlier.window_start = report.window_start AND earlier.revision = report.revision - 1
 WHERE report.id = %(id)s
--- safeguard: one revocation or marking at a time
 FOR UPDATE OF report
 
 -- name: held_rows
@@ -53,5 +52,5 @@ UPDATE billing.usage_report
 SET state = CASE WHEN %(reason)s::text IS NULL THEN 'frozen' ELSE 'quarantined' END,
     quarantined_at = CASE WHEN %(reason)s::text IS NOT NULL THEN %(now)s::timestamptz END, quarantine_reason = %(reason)s,
     generation = generation + 1, identifier = %(identifier)s, first_attempted_at = %(now)s, accepted_at = NULL,
-    may_have_arrived = false, key_number = 0, absent_since = NULL
+    may_have_arrived = false, key_number = 0, absent_since = NULL, forgotten = false
 WHERE id = %(id)s AND state = 'revoked'

@@ -44,12 +44,12 @@ def cancel_surplus(connect: Connect, target: StripeTarget, clock: Clock, setting
 
 async def _cancel_surplus(connect: Connect, target: StripeTarget, clock: Clock, settings: PushSettings, most_looks: int) -> int:
     with session(connect) as db:
-        ledger.identity(db)
+        identity = ledger.identity(db)
         ended, unexplained = dict[Surplus, Cancellation](), Counter[str]()
         known = surplus.surplus_to_cancel(db)
         if known or surplus.given_up_reports(db, clock(), most=1):
             async with stripe_gateway(target) as stripe:
-                ledger.pin_account(db, await stripe.account(), clock())
+                ledger.pin_account(db, identity.account, await stripe.account(), clock())
                 calls = AsyncLimiter(settings.reads_per_second, 1)
                 ended = await _cancel(db, stripe, known, calls, clock)  # before anything else: its hours are counted
                 unexplained = await _look(db, stripe, calls, clock, most_looks)
@@ -80,7 +80,7 @@ async def _look(db: Connection, stripe: StripeGateway, calls: AsyncLimiter, cloc
     for report in surplus.given_up_reports(db, clock(), most):
         await calls.acquire()
         counted = await stripe.summed_usage(report.customer_id, report.meter_id, report.minute, report.minute + MINUTE)
-        surplus_count, unexplained_tokens = metering.surplus_in(report, counted)
+        surplus_count, unexplained_tokens = (0, report.unexplained_tokens) if counted is None else metering.surplus_in(report, counted)
         with db.transaction():
             surplus.note_look(db, report, surplus_count, unexplained_tokens, clock())
         if unexplained_tokens not in (0, report.unexplained_tokens):
@@ -93,19 +93,20 @@ def _conclude(ended: dict[Surplus, Cancellation], given_up: dict[str, int], unex
         told = "cancelled" if isinstance(cancellation, Cancelled) else cancellation.message
         log.warning("tenant %r: Stripe had %d tokens twice, by event %s too: %s", one.tenant_id, one.token_count, one.identifier, told)
     left = [cancellation for cancellation in ended.values() if isinstance(cancellation, StillSurplus)]
+    troubles = [f"{tokens} tokens of tenant {tenant!r} too much, which it does not cancel" for tenant, tokens in given_up.items()]
+    troubles += [f"{tokens} tokens of tenant {tenant!r} that no event of this ledger explains" for tenant, tokens in unexplained.items()]
+    to_settle = f'Stripe counts {"; ".join(troubles)}. Settle them as the runbook says under "Surplus at Stripe".' if troubles else ""
     if refused := [trouble for trouble in left if trouble.http_status in KEY_REFUSED]:
         raise StripeRefusesKey(
             f"the secret key of connection `stripe_default` may not cancel {len(refused)} events that Stripe counts too much; give it "
             "write access to meter event adjustments and clear the task: Stripe cancels events for 24 hours only. "
-            f"Stripe said: {refused[0].message}"
+            f"Stripe said: {refused[0].message} {to_settle}"
         )
     if left:
         raise StripeUnavailable(
             f"Stripe (connection `stripe_default`) gave no usable answer to the cancellation of {len(left)} events that it counts too "
-            f"much, for instance: {left[0].message}. The task's retries and the next runs ask again."
+            f"much, for instance: {left[0].message}. The task's retries and the next runs ask again. {to_settle}"
         )
-    troubles = [f"{tokens} tokens of tenant {tenant!r} too much, which it does not cancel" for tenant, tokens in given_up.items()]
-    troubles += [f"{tokens} tokens of tenant {tenant!r} that no event of this ledger explains" for tenant, tokens in unexplained.items()]
-    if troubles:
-        raise SurplusAtStripe(f'Stripe counts {"; ".join(troubles)}. Settle them as the runbook says under "Surplus at Stripe".')
+    if to_settle:
+        raise SurplusAtStripe(to_settle)
     return len(ended)

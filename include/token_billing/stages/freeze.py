@@ -11,7 +11,6 @@ from token_billing.windows import Window, require_closed
 log = logging.getLogger(__name__)
 
 
-# safeguard: a freeze that met another is tried again
 @retry_serialization
 def freeze(connect: Connect, window: Window, clock: Clock) -> FrozenWindow:
     """Freezes what no fence of the window has seen as its next revision, in one REPEATABLE READ transaction; where there is

@@ -3,8 +3,11 @@
 from token_billing.adapters import ledger
 from token_billing.adapters.database import Connect, Connection, session
 from token_billing.adapters.keeper import Keeper, read_mark, write_mark
-from token_billing.errors import RestoredDatabase
+from token_billing.errors import KeptMarkLost, RestoredDatabase
 from token_billing.model import LedgerCopy, LedgerMark
+
+#: Pushes at once overwrite each other's marks a few times at most.
+MOST_WRITES = 100
 
 
 def require_newest(connect: Connect, keeper: Keeper) -> None:
@@ -12,10 +15,9 @@ def require_newest(connect: Connect, keeper: Keeper) -> None:
     with session(connect) as db:
         if not ledger.exists(db):
             return
-        kept = read_mark(keeper, ledger.identity(db).ledger_id)
-        copy = ledger.this_copy(db)  # after what is kept: meanwhile others may note attempts and keep that
-    # safeguard: the kept mark before each stage
-    _require(copy, kept)
+        copy = ledger.this_copy(db)
+        # safeguard: the kept mark before each stage
+        _require(db, copy, read_mark(keeper, copy.identity.ledger_id))
 
 
 def keep_mark(db: Connection, keeper: Keeper) -> None:
@@ -23,13 +25,15 @@ def keep_mark(db: Connection, keeper: Keeper) -> None:
 
     What is kept is looked at after writing: of two that write at once, the one with the older news finds out. Raises RestoredDatabase
     where another copy took this one's place."""
-    while True:
+    for _ in range(MOST_WRITES):
         copy = ledger.this_copy(db)
         kept = read_mark(keeper, copy.identity.ledger_id)
         if kept is not None and (kept.epoch != copy.mark.epoch or kept.noted_attempts >= copy.mark.noted_attempts):
-            return _require(ledger.this_copy(db), kept)  # read after what is kept: others may have noted attempts in between
+            # safeguard: another copy's mark ends a push
+            return _require(db, copy, kept)
         # safeguard: the kept mark is looked at after writing
         write_mark(keeper, copy.identity.ledger_id, copy.mark)
+    raise KeptMarkLost("the mark of the ledger that Airflow's Variable holds does not stay as written; see who else writes to it")
 
 
 def how_it_is_behind(copy: LedgerCopy, kept: LedgerMark | None) -> str | None:
@@ -48,6 +52,7 @@ def how_it_is_behind(copy: LedgerCopy, kept: LedgerMark | None) -> str | None:
     return None
 
 
-def _require(copy: LedgerCopy, kept: LedgerMark | None) -> None:
-    if cause := how_it_is_behind(copy, kept):
+def _require(db: Connection, copy: LedgerCopy, kept: LedgerMark | None) -> None:
+    # What seems behind is read again: between the two looks others may have noted attempts, and kept that.
+    if how_it_is_behind(copy, kept) and (cause := how_it_is_behind(ledger.this_copy(db), kept)):
         raise RestoredDatabase(f"{cause}. {ledger.RECOVER}")

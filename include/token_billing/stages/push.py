@@ -56,11 +56,11 @@ async def _push(
             log.warning("window %s: %d reports look wrong and are held until somebody decides", window, held)
         if any(state in OPEN for state in sending.shard_states(db, window, shard, last_report)):
             async with stripe_gateway(target) as stripe:
-                ledger.pin_account(db, await stripe.account(), clock())
+                ledger.pin_account(db, identity.account, await stripe.account(), clock())
                 if in_the_way := sending.items_in_the_way(db, window, shard, clock()):
                     await _look_up_items(db, stripe, [item for item in in_the_way if item is not None], clock, settings)
                     sending.quarantine_unlinked(db, window, shard, clock())
-                await read_back(db, stripe, identity, window, shard, clock, settings.lease)
+                await read_back(db, stripe, identity, window, shard, clock, settings)
                 sender = Sender(
                     db,
                     Delivery(stripe, clock, settings, target.timeout_s),
@@ -75,7 +75,7 @@ async def _push(
                 )
                 await sender.send_all()
                 if identity.may_have_forgotten(window):  # what was just found doubtful is looked for at once
-                    await read_back(db, stripe, identity, window, shard, clock, settings.lease)
+                    await read_back(db, stripe, identity, window, shard, clock, settings)
         states = sending.shard_states(db, window, shard, last_report)
         if ReportState.QUARANTINED in states:
             tell_of_quarantined(db, window, shard, since=began)

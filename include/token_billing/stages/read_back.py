@@ -1,36 +1,47 @@
 """Settling reports whose answer was lost for too long: Stripe's own summary of their minute tells whether they arrived."""
 
+import asyncio
 import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from itertools import islice
 from uuid import uuid4
+
+from aiolimiter import AsyncLimiter
 
 from token_billing import metering
 from token_billing.adapters import sending
 from token_billing.adapters.database import Connection
 from token_billing.adapters.stripe_gateway import StripeGateway
 from token_billing.model import Clock, DoubtfulReport, LedgerIdentity, ReadBack, Shard
+from token_billing.settings import PushSettings
 from token_billing.windows import Window
 
 log = logging.getLogger(__name__)
 
 
 async def read_back(
-    db: Connection, stripe: StripeGateway, identity: LedgerIdentity, window: Window, shard: Shard, clock: Clock, lease: timedelta
+    db: Connection, stripe: StripeGateway, identity: LedgerIdentity, window: Window, shard: Shard, clock: Clock, settings: PushSettings
 ) -> None:
     """Reads what Stripe counts of every report of the shard that may have arrived but must not be resent: its minute where it is too
     old for that, its hour where a restored database may have forgotten more. What is present is accepted; what is absent twice, a day
     apart, may be sent again as a new generation; anything else stays for a person."""
     found: Counter[ReadBack] = Counter()
-    with _readable(db, window, shard, clock, lease) as reports:
-        for report in reports:
-            counted = await stripe.summed_usage(report.customer_id, report.meter_id, report.span.start, report.span.end)
-            verdict = metering.judge_read_back(report, counted, clock())
-            _act_on(db, identity, window, report, verdict, clock)
-            found[verdict] += 1
+    reads = AsyncLimiter(settings.reads_per_second, 1)
+
+    async def counted(report: DoubtfulReport) -> int | None:
+        await reads.acquire()
+        return await stripe.summed_usage(report.customer_id, report.meter_id, report.span.start, report.span.end)
+
+    with _readable(db, window, shard, clock, settings.lease) as reports:
+        while group := list(islice(reports, settings.concurrency)):
+            for report, tokens in zip(group, await asyncio.gather(*map(counted, group)), strict=True):
+                verdict = ReadBack.UNCLEAR if tokens is None else metering.judge_read_back(report, tokens, clock())
+                _act_on(db, identity, window, report, verdict, clock)
+                found[verdict] += 1
     if found:
         told = ", ".join(f"{count} {verdict}" for verdict, count in found.items())
         log.info("window %s: of the reports that must not be resent blindly, Stripe's summaries show %s", window, told)
@@ -61,11 +72,11 @@ def _act_on(db: Connection, identity: LedgerIdentity, window: Window, report: Do
         case ReadBack.PRESENT:
             sending.accept_read_back(db, report, clock())
         case ReadBack.ABSENT:
-            sending.note_absence(db, report, report.absent_since or clock())
+            sending.note_absence(db, report, report.absent_since or clock(), clock())
         case ReadBack.PROVEN_ABSENT:
             generation = report.generation + 1
             identifier = metering.identifier(identity.ledger_id, report.tenant_id, window, report.side, report.revision, generation)
             sending.begin_generation(db, report, identifier, clock())
         # safeguard: what is unclear was not absent
         case ReadBack.UNCLEAR:
-            sending.note_absence(db, report, None)
+            sending.note_absence(db, report, None, clock())

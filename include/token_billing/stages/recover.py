@@ -46,7 +46,8 @@ def recover(connect: Connect, keeper: Keeper, clock: Clock, *, recovered_by: str
             # safeguard: attempts after the copy
             recovery.doubt_attempted(db)
             whole_shift, doubtful = recovery.begin_epoch(db, mark, shift, cause, recovered_by, clock())
-        write_mark(keeper, copy.identity.ledger_id, mark)
+        while read_mark(keeper, copy.identity.ledger_id) != mark:  # a push on the copy that was replaced may write over it once more
+            write_mark(keeper, copy.identity.ledger_id, mark)
     log.info("epoch %d: %s. Recovered by %s; %d reports are read back before they are sent", mark.epoch, cause, recovered_by, doubtful)
     return Recovery(cause, mark.epoch, whole_shift, doubtful)
 

@@ -11,6 +11,7 @@ from token_billing.model import Clock, Disowned, QuarantineReason, ReportState, 
 log = logging.getLogger(__name__)
 
 
+# safeguard: a revocation that met another is tried again
 @retry_serialization
 def revoke(connect: Connect, disowned: Disowned, clock: Clock, *, revoked_by: str, resend: bool = True) -> Revocation:
     """Clears `billed` of exactly the rows the report holds and ends its generation, in one transaction that leaves a row in
@@ -24,7 +25,6 @@ def revoke(connect: Connect, disowned: Disowned, clock: Clock, *, revoked_by: st
         raise NotRevocable("a revocation needs evidence and a name: say what Stripe disowned, in its own words, and who decided it")
     with session(connect) as db:
         identity = ledger.identity(db)
-        # safeguard: one snapshot to revoke
         with repeatable_read(db):
             report = _revocable(revocation.lock_report(db, disowned.report_id), disowned)
             _require_its_rows(report, *revocation.held_rows(db, report))

@@ -104,7 +104,12 @@ class Sender:
         chunk = await asyncio.to_thread(self._note_next, waiting, -(-self._settings.chunk_size // 2))
         on_the_network = self._start_sending(chunk)
         while chunk is not None:
-            following = await asyncio.to_thread(self._record_and_note, results, chunk, waiting)
+            try:
+                following = await asyncio.to_thread(self._record_and_note, results, chunk, waiting)
+            except Exception:
+                self._delivery.stop()
+                await asyncio.to_thread(self._record, await on_the_network)
+                raise
             # safeguard: chunks that share a customer follow one another
             if following is not None and following.leased & chunk.leased:  # one call at a time per customer
                 await asyncio.wait([on_the_network])
@@ -158,8 +163,9 @@ class Sender:
                 sending.doubt_reports(self._db, never_sent, now)
             # safeguard: the attempt is noted before the send
             sending.note_attempts(self._db, to_send, now)
-            # safeguard: attempts are counted
-            sending.count_attempts(self._db, len(to_send))
+            if to_send:
+                # safeguard: attempts are counted
+                sending.count_attempts(self._db, len(to_send))
         if to_send:
             # safeguard: the kept mark before each send
             self._keep_mark()
@@ -171,7 +177,7 @@ class Sender:
         """Whether the report's billing period has a final invoice; of what may have been sent and forgotten, that is asked later."""
         if self._may_have_forgotten and report.attempt_count == 0:
             return False
-        return self._final_periods.hold(report.destination.usage_item_id, event_time)
+        return self._final_periods.hold(report.destination.usage_item_id, event_time, self._clock())
 
     def _record(self, results: list[AttemptResult], still_leased: set[tuple[str, str]] | None = None) -> None:
         """Records outcomes and gives back the leases, except those that the chunk on the network needs."""

@@ -105,6 +105,7 @@ CREATE TABLE billing.usage_report (
     forgotten            boolean NOT NULL DEFAULT false,
     -- Since when Stripe's summary of the report's own minute is known not to hold it.
     absent_since         timestamptz,
+    read_back_at         timestamptz,
     key_number           integer NOT NULL DEFAULT 0 CHECK (key_number >= 0),
     accepted_at          timestamptz,
     billed_at            timestamptz,
@@ -334,6 +335,7 @@ BEGIN
     RETURN NULL;
 END $$;
 
+-- safeguard: half a revocation is found
 CREATE CONSTRAINT TRIGGER a_revocation_is_whole
     AFTER UPDATE OF state ON billing.usage_report DEFERRABLE INITIALLY DEFERRED
     FOR EACH ROW WHEN (NEW.state = 'revoked')

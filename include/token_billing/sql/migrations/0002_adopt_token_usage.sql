@@ -4,6 +4,8 @@
 -- another cluster, whose ids may begin below those of the rows, replaces these two functions by ones that add a constant.
 CREATE FUNCTION billing.recording_xid() RETURNS xid8 LANGUAGE sql STABLE AS 'SELECT pg_current_xact_id()';
 CREATE FUNCTION billing.recording_snapshot() RETURNS pg_snapshot LANGUAGE sql STABLE AS 'SELECT pg_current_snapshot()';
+-- Whoever records usage calls it, whatever else the application's role may do.
+GRANT EXECUTE ON FUNCTION billing.recording_xid() TO PUBLIC;
 
 -- The transaction that made the row visible. Adding it rewrites nothing: existing rows share this transaction's id.
 ALTER TABLE token_usage ADD COLUMN recorded_xid xid8 NOT NULL DEFAULT billing.recording_xid();

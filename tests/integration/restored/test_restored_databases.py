@@ -1,122 +1,20 @@
 """A database that was restored or copied is refused, and after one command bills nothing twice and loses nothing."""
 
 import os
-import shutil
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
-import psycopg
 import pytest
 
+from restored_worlds import bill_for_days, burn_ids, recover_by_command, restore, sent, set_time
 from sandbox.postgres import PostgresServer, find_binaries
-from sandbox.services import prepare_billing_database
-from sandbox.stripe_simulator.process import StripeSimulator
-from token_billing.adapters.keeper import read_mark
-from token_billing.errors import BillingError, CannotRecover, NothingToRecover, ReportsLeftOver, RestoredDatabase
-from token_billing.stages.kept_mark import keep_mark, require_newest
-from token_billing.stages.late_usage import late_windows
+from token_billing.errors import NothingToRecover, RestoredDatabase
+from token_billing.stages.kept_mark import require_newest
 from token_billing.stages.recover import recover
 from token_billing.windows import Window
 from world import World
-
-
-@pytest.fixture(scope="module")
-def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[PostgresServer, PostgresServer]]:
-    """Two, of which the tests stop and start the first."""
-    folder = tmp_path_factory.mktemp("clusters")
-    with PostgresServer(folder / "original", durable=False) as one, PostgresServer(folder / "elsewhere", durable=False) as other:
-        yield one, other
-        one.stop()
-
-
-@pytest.fixture
-def original(clusters: tuple[PostgresServer, PostgresServer]) -> PostgresServer:
-    clusters[0].start()
-    return clusters[0]
-
-
-@pytest.fixture
-def elsewhere(clusters: tuple[PostgresServer, PostgresServer]) -> PostgresServer:
-    return clusters[1]
-
-
-@pytest.fixture
-def world(original: PostgresServer, simulator: StripeSimulator) -> World:
-    """A billing database in a cluster of its own, in which a is frozen and not sent, while b has used nothing yet."""
-    dsn = original.recreate_database("billing")
-    prepare_billing_database(dsn)
-    world = World(dsn, simulator)
-    set_time(world, world.window.end + timedelta(minutes=5))
-    simulator.reset(clock=world.clock())
-    world.link("a", "b")
-    world.use("a", 5)
-    world.freeze()
-    return world
-
-
-@pytest.fixture
-def snapshot(original: PostgresServer, world: World, tmp_path: Path) -> Iterator[Callable[[], World]]:
-    """The world as it is now, brought back from a copy of the volume when it is called; the original is gone then."""
-    copy = tmp_path / "copy"
-    original.stop()
-    shutil.copytree(original.data_dir, copy)
-    original.start()
-    server = PostgresServer(copy, durable=False)
-
-    def bring_back() -> World:
-        original.stop()
-        server.start()
-        return replace(world, dsn=server.dsn("billing"))
-
-    yield bring_back
-    server.stop()
-
-
-def restore(world: World, elsewhere: PostgresServer) -> World:
-    """The world's database, dumped and restored in the other cluster."""
-    programs, dsn = find_binaries(), elsewhere.recreate_database("billing")
-    dumped = subprocess.run([programs / "pg_dump", "-Fc", world.dsn], check=True, capture_output=True).stdout
-    subprocess.run([programs / "pg_restore", "-d", dsn, "--exit-on-error"], input=dumped, check=True)
-    return replace(world, dsn=dsn)
-
-
-def burn_ids(dsn: str, count: int = 3000) -> None:
-    """Lets the cluster's transaction ids run on."""
-    with psycopg.connect(dsn, autocommit=True) as db:
-        db.execute(f"DO $$ BEGIN FOR i IN 1..{count} LOOP PERFORM pg_current_xact_id(); COMMIT; END LOOP; END $$")
-
-
-def recover_by_command(world: World) -> None:
-    with pytest.raises(RestoredDatabase, match="billing_airflow recover"):
-        require_newest(world.connect, world.keeper)
-    recover(world.connect, world.keeper, world.clock, recovered_by="ops")
-    require_newest(world.connect, world.keeper)
-
-
-def set_time(world: World, instant: datetime) -> None:
-    world.clock = lambda: instant
-
-
-def bill_for_days(world: World, days: float = 2.5) -> None:
-    """Runs every twelve hours, whatever becomes of them, late usage included."""
-    start = world.clock()
-    for hours in range(0, int(days * 24) + 1, 12):
-        set_time(world, start + timedelta(hours=hours))
-        world.simulator.set_clock(world.clock())
-        for window in {world.window, *late_windows(world.connect, world.clock)}:
-            run = replace(world, window=window)
-            run.freeze()
-            with suppress(BillingError):
-                run.push()
-            run.mark_billed()
-
-
-def sent(world: World) -> list[int]:
-    return sorted(int(event["value"]) for event in world.simulator.meter_events())
 
 
 def test_a_volume_from_before_a_push_is_refused_and_bills_nothing_twice(world: World, snapshot: Callable[[], World]) -> None:
@@ -282,53 +180,3 @@ def test_a_recovery_killed_before_its_mark_is_kept_is_run_again(world: World, el
     restored.use("b", 7)
     bill_for_days(restored)
     assert sent(restored) == [5, 7]
-
-
-def test_rows_and_reports_from_different_copies_are_not_recovered(world: World, elsewhere: PostgresServer) -> None:
-    restored = restore(world, elsewhere)
-    restored.sql("ALTER TABLE token_usage DISABLE TRIGGER USER")
-    restored.sql("DELETE FROM token_usage")
-    restored.sql("ALTER TABLE token_usage ENABLE TRIGGER USER")
-    with pytest.raises(CannotRecover, match="do not find the rows"):
-        recover(restored.connect, restored.keeper, restored.clock, recovered_by="ops")
-    assert restored.sql("SELECT epoch FROM billing.ledger") == [(1,)]
-
-
-def test_rows_of_unknown_origin_are_not_guessed_about(world: World, elsewhere: PostgresServer) -> None:
-    """Data restored after the triggers, or copied in by replication."""
-    restored = restore(world, elsewhere)
-    restored.sql("ALTER TABLE token_usage DISABLE TRIGGER USER")
-    restored.sql(
-        "INSERT INTO token_usage (tenant_id, model, input_tokens, output_tokens, created_at, recorded_xid) "
-        "SELECT 'b', 'm', 7, 0, created_at, recorded_xid FROM token_usage"
-    )
-    restored.sql("ALTER TABLE token_usage ENABLE TRIGGER USER")
-    with pytest.raises(CannotRecover, match="pg_restore"):
-        recover(restored.connect, restored.keeper, restored.clock, recovered_by="ops")
-
-
-def test_an_older_mark_never_stays_over_a_newer_one(world: World) -> None:
-    """Whoever writes looks again: of two pushes that keep their marks at once, the slower one corrects itself."""
-    world.push()
-    (ledger_id,) = world.sql("SELECT ledger_id::text FROM billing.ledger")[0]
-
-    class Slow(type(world.keeper)):  # type: ignore[misc]
-        def write(self, name: str, text: str) -> None:
-            if '"noted_attempts": 1}' in text:
-                world.use("b", 7)
-                world.freeze()
-                world.push()  # another push notes and keeps more, and then our older news is written
-            super().write(name, text)
-
-    world.keeper.write(f"billing_ledger_{ledger_id}", '{"epoch": 1, "noted_attempts": 0}')
-    with world.connect() as db:
-        keep_mark(db, Slow(world.keeper._folder))
-    mark = read_mark(world.keeper, ledger_id)
-    assert mark is not None and mark.noted_attempts == 2
-
-
-def test_a_first_send_after_a_recovery_is_left_over_and_says_why(world: World, elsewhere: PostgresServer) -> None:
-    restored = restore(world, elsewhere)
-    recover_by_command(restored)
-    with pytest.raises(ReportsLeftOver, match="restored and may have forgotten"):
-        restored.push()

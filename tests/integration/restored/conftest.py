@@ -1,0 +1,67 @@
+"""Two clusters, and a billing database in the first of them."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from restored_worlds import set_time
+from sandbox.postgres import PostgresServer
+from sandbox.services import prepare_billing_database
+from sandbox.stripe_simulator.process import StripeSimulator
+from world import World
+
+
+@pytest.fixture(scope="module")
+def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[PostgresServer, PostgresServer]]:
+    """Two, of which the tests stop and start the first."""
+    folder = tmp_path_factory.mktemp("clusters")
+    with PostgresServer(folder / "original", durable=False) as one, PostgresServer(folder / "elsewhere", durable=False) as other:
+        yield one, other
+        one.stop()
+
+
+@pytest.fixture
+def original(clusters: tuple[PostgresServer, PostgresServer]) -> PostgresServer:
+    clusters[0].start()
+    return clusters[0]
+
+
+@pytest.fixture
+def elsewhere(clusters: tuple[PostgresServer, PostgresServer]) -> PostgresServer:
+    return clusters[1]
+
+
+@pytest.fixture
+def world(original: PostgresServer, simulator: StripeSimulator) -> World:
+    """A billing database in a cluster of its own, in which a is frozen and not sent, while b has used nothing yet."""
+    dsn = original.recreate_database("billing")
+    prepare_billing_database(dsn)
+    world = World(dsn, simulator)
+    set_time(world, world.window.end + timedelta(minutes=5))
+    simulator.reset(clock=world.clock())
+    world.link("a", "b")
+    world.use("a", 5)
+    world.freeze()
+    return world
+
+
+@pytest.fixture
+def snapshot(original: PostgresServer, world: World, tmp_path: Path) -> Iterator[Callable[[], World]]:
+    """The world as it is now, brought back from a copy of the volume when it is called; the original is gone then."""
+    copy = tmp_path / "copy"
+    original.stop()
+    shutil.copytree(original.data_dir, copy)
+    original.start()
+    server = PostgresServer(copy, durable=False)
+
+    def bring_back() -> World:
+        original.stop()
+        server.start()
+        return replace(world, dsn=server.dsn("billing"))
+
+    yield bring_back
+    server.stop()

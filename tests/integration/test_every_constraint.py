@@ -1,0 +1,93 @@
+"""Every named constraint of the ledger refuses something that no other one does, so that none can go, or come, unnoticed."""
+
+import re
+
+import psycopg
+import pytest
+
+from token_billing.adapters.queries import sql_path
+from world import World
+
+FROZEN = "UPDATE billing.usage_report SET {} WHERE tenant_id = 'a'"
+ANOTHER = (
+    "INSERT INTO billing.usage_report (tenant_id, window_start, side_start, side_end, revision, identifier, row_count, token_count, "
+    "frozen_at) SELECT {}, window_start, side_start, {}, {}, 'i', 1, 5, frozen_at FROM billing.usage_report WHERE tenant_id = 'a'"
+)
+ITEM = "INSERT INTO billing.metered_item (usage_item_id, looked_up_at, problem, period_start) VALUES ('si', now(), {}, {})"
+SURPLUS = (
+    "INSERT INTO billing.surplus (report_id, identifier, token_count, how, found_at, attempt_count, attempted_at, {}) "
+    "SELECT id, 'i', 5, 'read_back', now(), {} FROM billing.usage_report WHERE tenant_id = 'a'"
+)
+DISCREPANCY = "(1, 'rows_changed', 1, 1, 1, 1, now())"
+
+#: By constraint, what only it refuses.
+REFUSED = {
+    "pin_is_whole": "UPDATE billing.ledger SET pinned_at = NULL",
+    "later_epochs_are_recoveries": "UPDATE billing.ledger SET epoch = 2",
+    "no_account_without_mode": "INSERT INTO billing.ledger (system_identifier, adopted_at, stripe_account_id) VALUES (1, now(), 'x')",
+    "frozen_after_it_closed": "INSERT INTO billing.fence SELECT window_start, 9, snapshot, window_start FROM billing.fence",
+    "period_is_whole": ITEM.format("'none'", "now()"),
+    "metered_or_a_problem": ITEM.format("NULL", "NULL"),
+    "package_is_whole": (
+        "INSERT INTO billing.price (price_id, currency, mode, tiers, package_size, learned_at) "
+        """VALUES ('p', 'usd', 'per_unit', '[[null, "1", "0"]]', 10, now())"""
+    ),
+    "period_goes_forward": (
+        "INSERT INTO billing.invoiced_period (usage_item_id, invoice_id, invoice_status, seen_at, period_start, period_end) "
+        "VALUES ('si', 'in', 'paid', now(), now(), now())"
+    ),
+    "one_report_per_tenant_window_side_and_revision": ANOTHER.format("tenant_id", "side_end", "revision"),
+    "held_by_a_fence": ANOTHER.format("tenant_id", "side_end", "7"),
+    "side_inside_window": ANOTHER.format("'c'", "side_end + interval '1 second'", "revision"),
+    "event_inside_side": FROZEN.format("event_time = side_end"),
+    "attempted_whole": FROZEN.format("attempt_count = 1"),
+    "only_attempts_arrive": FROZEN.format("may_have_arrived = true"),
+    "only_the_unresolved_are_absent": FROZEN.format("absent_since = now()"),
+    "an_answer_needs_an_attempt": FROZEN.format("state = 'unresolved'"),
+    "only_nothing_is_accepted_unsent": FROZEN.format("state = 'accepted', accepted_at = now()"),
+    "accepted_has_a_time": FROZEN.format("accepted_at = now()"),
+    "billed_has_a_time": FROZEN.format("billed_at = now()"),
+    "quarantined_has_a_reason": FROZEN.format("state = 'quarantined', quarantined_at = now()"),
+    "answered_has_an_outcome": "UPDATE billing.push_attempt SET outcome = NULL",
+    "one_open_discrepancy_per_report_and_cause": (
+        "INSERT INTO billing.discrepancy (report_id, cause, expected_token_count, found_token_count, expected_row_count, found_row_count, "
+        f"found_at) VALUES {DISCREPANCY}, {DISCREPANCY}"
+    ),
+    "decided_whole": (
+        "INSERT INTO billing.hold (report_id, reason, token_count, limit_tokens, held_at, decision) "
+        "VALUES (1, 'absurd_total', 1, 1, now(), 'approved')"
+    ),
+    "resumed_whole": "INSERT INTO billing.pause (paused_by, paused_at, reason, resumed_at) VALUES ('ann', now(), 'why', now())",
+    "paused_once_at_a_time": (
+        "INSERT INTO billing.pause (paused_by, paused_at, reason) VALUES ('ann', now(), 'why'), ('bob', now(), 'why')"
+    ),
+    "tried_at_a_time": SURPLUS.format("key_number", "1, NULL, 0"),
+    "only_tries_end_it": SURPLUS.format("cancelled_at", "0, NULL, now()"),
+    "cancelled_or_given_up": SURPLUS.format("cancelled_at, gave_up_at, message", "1, now(), now(), now(), 'm'"),
+    "giving_up_has_a_reason": SURPLUS.format("gave_up_at", "1, now(), now()"),
+    "resolved_by_somebody": SURPLUS.format("resolved_at", "1, now(), now()"),
+    "cancelled_is_resolved": SURPLUS.format("cancelled_at, resolved_at, resolved_by", "1, now(), now(), now(), 'ann'"),
+    "billable_usage": "INSERT INTO token_usage (tenant_id, model, input_tokens, output_tokens, created_at) VALUES ('a', 'm', -1, 0, now())",
+}
+
+
+def test_every_named_constraint_refuses_what_only_it_refuses(world: World) -> None:
+    """b's report, id 1, is accepted, a's is frozen."""
+    world.link("b")
+    world.use("b", 5)
+    world.freeze()
+    world.push()
+    world.use("a", 5)
+    world.freeze()
+    refused_by = {}
+    for name, statement in REFUSED.items():
+        with pytest.raises(psycopg.IntegrityError) as refusal:
+            world.sql(statement)
+        refused_by[name] = refusal.value.diag.constraint_name
+    assert refused_by == {name: name for name in REFUSED}
+
+
+def test_no_named_constraint_is_left_out() -> None:
+    code = "\n".join(file.read_text() for file in sorted(sql_path("migrations").glob("*.sql")))
+    named = re.findall(r"CONSTRAINT (\w+) (?:CHECK|UNIQUE|FOREIGN KEY|EXCLUDE)|CREATE UNIQUE INDEX (\w+)", code)
+    assert {constraint or index for constraint, index in named} == set(REFUSED)
