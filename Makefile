@@ -16,6 +16,8 @@ PAIRS ?=
 SCHEDULES ?= 500
 # Which safeguards `make mutation` disables; empty is all of them.
 ONLY ?=
+# So many of the safeguards, drawn by the seed; empty is all of them.
+SAMPLE ?=
 # How many histories at once; 0 is one a core.
 PROCESSES ?= 0
 
@@ -78,8 +80,8 @@ kill-points: .venv/installed ## Kill a run everywhere, and the one that heals it
 races: .venv/installed ## Runs at once on one hour, in random schedules: SCHEDULES=n SEED=s
 	@$(RUN) -m crash.races --schedules $(SCHEDULES) --seed $(SEED)
 
-mutation: .venv/installed ## Disable each safeguard in turn, which the tests must catch: ONLY=text of its name, or all
-	@$(RUN) -m mutation $(if $(ONLY),--only "$(ONLY)")
+mutation: .venv/installed ## Disable each safeguard in turn, which the tests must catch: ONLY=text of its name, SAMPLE=n SEED=s
+	@$(RUN) -m mutation $(if $(ONLY),--only "$(ONLY)") $(if $(SAMPLE),--sample $(SAMPLE) --seed $(SEED))
 
 lock: .venv/installed ## Resolve the locks anew from pyproject.toml
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command "make lock" pyproject.toml -o requirements.txt

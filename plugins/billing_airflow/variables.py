@@ -52,12 +52,16 @@ def _stored(name: str) -> str | None:
     from airflow.models.variable import Variable as StoredVariable
     from airflow.utils.session import create_session
     from sqlalchemy import select
+    from sqlalchemy.exc import SQLAlchemyError
 
-    with create_session() as session:
-        found = session.scalar(select(StoredVariable).where(StoredVariable.key == name))
-        if found is None:
-            return None
-        text: str | None = found.get_val()
+    try:
+        with create_session() as session:
+            found = session.scalar(select(StoredVariable).where(StoredVariable.key == name))
+            if found is None:
+                return None
+            text: str | None = found.get_val()
+    except SQLAlchemyError as error:
+        raise BillingError(f"Airflow's database could not be read, and with it how far the ledger was: {error}") from error
     if text is None:
         raise BillingError(f"Airflow's Variable {name} cannot be decrypted; give this shell the Fernet key of Airflow's servers")
     return text

@@ -7,7 +7,6 @@ from datetime import timedelta
 
 import psycopg
 import pytest
-from typer.testing import CliRunner
 
 from token_billing.adapters import ledger, revocation
 from token_billing.adapters.database import repeatable_read, session
@@ -119,20 +118,6 @@ def test_a_disowned_report_may_be_quarantined_instead(billed: World) -> None:
     assert billed.sql("SELECT state, quarantine_reason FROM billing.usage_report WHERE tenant_id = 'a'") == [("quarantined", "disowned")]
     assert billed.sql("SELECT resent FROM billing.revocation") == [(False,)]
     assert len(billed.simulator.meter_events()) == 2
-
-
-@pytest.mark.parametrize(("option", "state"), [([], "frozen"), (["--quarantine"], "quarantined")])
-def test_an_operator_revokes_by_a_command(billed: World, monkeypatch: pytest.MonkeyPatch, option: list[str], state: str) -> None:
-    """Done again, it refuses and ends with an error."""
-    from billing_airflow.__main__ import app
-
-    monkeypatch.setenv("AIRFLOW_CONN_BILLING_DB", billed.dsn)
-    command = ["revoke", str(report_of(billed)), "--evidence", EVIDENCE, "--by", "bob", *option]
-    runs = [CliRunner().invoke(app, command) for _ in range(2)]
-    assert [run.exit_code for run in runs] == [0, 1], runs
-    assert f"is {state}" in runs[1].output
-    assert billed.states() == {"a": state, "b": "billed"}
-    assert billed.sql("SELECT cause, evidence, revoked_by FROM billing.revocation") == [("operator", EVIDENCE, "bob")]
 
 
 def test_an_accepted_report_that_is_not_marked_yet_can_be_disowned(accepted: World) -> None:

@@ -5,6 +5,7 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 from typing import Annotated
 
 import typer
@@ -22,10 +23,14 @@ MOST_TOLD_CHARACTERS = 3000
 @app.command()
 def mutation(
     only: Annotated[str, typer.Option(help="Only safeguards whose names hold this text.")] = "",
+    sample: Annotated[int, typer.Option(min=0, help="So many of them, drawn by the seed; 0: all.")] = 0,
+    seed: Annotated[int, typer.Option(help="Draws the sample.")] = 1,
     workers: Annotated[int, typer.Option(min=0, help="Mutants tried at once; 0: as many as there are cores.")] = 0,
 ) -> None:
     """Exit 0 only if the named tests pass on the code as it is and catch every mutant of it."""
     chosen = [mutant for mutant in mutants() if only in mutant.safeguard]
+    if sample:
+        chosen = Random(seed).sample(chosen, min(sample, len(chosen)))
     tests = sorted({test for mutant in chosen for test in mutant.caught_by})
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder, ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         original = Path(folder) / "original"
