@@ -31,10 +31,17 @@ def take_questions(connect: Connect, clock: Clock) -> list[HeldReport]:
 
 def decide(connect: Connect, report_id: int, *, approve: bool, by: str, clock: Clock) -> None:
     """An approved report is sent by the next push of its window, a refused one is quarantined; who decided is kept. Raises
-    DecisionRefused where the report is not held, or is decided."""
+    DecisionRefused where the report is not held, or is decided, and for a refusal where a restored database may have forgotten that it
+    was approved and sent."""
     decision = "approved" if approve else "refused"
     with session(connect) as db:
-        ledger.identity(db)
+        identity = ledger.identity(db)
+        # safeguard: no refusal of what may have been sent
+        if not approve and any(held.report_id == report_id and identity.may_have_forgotten(held.window) for held in holds.held_reports(db)):
+            raise DecisionRefused(
+                f"this database was restored and may have forgotten that report {report_id} was approved and sent, so it is not refused; "
+                "approve it to have its hour read back at Stripe first, or leave it held"
+            )
         if not holds.decide(db, report_id, decision, by, clock()):
             made = holds.decision(db, report_id)
             raise DecisionRefused(

@@ -10,8 +10,9 @@ from restored_worlds import bill_for_days, burn_ids, recover_by_command, restore
 from sandbox.postgres import PostgresServer
 from token_billing.adapters import sending
 from token_billing.adapters.keeper import read_mark
-from token_billing.errors import CannotRecover, ReportsLeftOver, StripeUnavailable
+from token_billing.errors import CannotRecover, DecisionRefused, ReportsLeftOver, StripeUnavailable
 from token_billing.model import Destination, Meter
+from token_billing.stages.hold import decide
 from token_billing.stages.kept_mark import keep_mark
 from token_billing.stages.recover import recover
 from world import SETTINGS, World
@@ -209,3 +210,22 @@ def test_a_customer_that_stripe_no_longer_knows_keeps_no_other_report_waiting(wo
     recover_by_command(restored)
     bill_for_days(restored)
     assert restored.states() == {"a": "unresolved", "b": "billed"}
+
+
+def test_held_usage_that_may_have_been_sent_cannot_be_refused(world: World, elsewhere: PostgresServer) -> None:
+    """It is approved, and then read back before anything is sent."""
+    world.sql(
+        "INSERT INTO billing.hold (report_id, reason, token_count, limit_tokens, held_at) SELECT id, 'absurd_total', 5, 1, now() "
+        "FROM billing.usage_report"
+    )
+    restored = restore(world, elsewhere)
+    (report_id,) = world.sql("SELECT id FROM billing.usage_report")[0]
+    decide(world.connect, report_id, approve=True, by="ann", clock=world.clock)
+    world.bill()
+    recover_by_command(restored)
+    with pytest.raises(DecisionRefused, match="may have forgotten"):
+        decide(restored.connect, report_id, approve=False, by="ann", clock=restored.clock)
+    decide(restored.connect, report_id, approve=True, by="ann", clock=restored.clock)
+    restored.push()
+    restored.mark_billed()
+    assert (restored.marked(), sent(restored)) == ({"a": 5}, [5])
