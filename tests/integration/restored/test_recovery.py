@@ -226,6 +226,5 @@ def test_held_usage_that_may_have_been_sent_cannot_be_refused(world: World, else
     with pytest.raises(DecisionRefused, match="may have forgotten"):
         decide(restored.connect, report_id, approve=False, by="ann", clock=restored.clock)
     decide(restored.connect, report_id, approve=True, by="ann", clock=restored.clock)
-    restored.push()
-    restored.mark_billed()
+    bill_for_days(restored, 0.5)
     assert (restored.marked(), sent(restored)) == ({"a": 5}, [5])
