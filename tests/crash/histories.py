@@ -185,6 +185,8 @@ class Histories:
             timer.join()
 
     def _act(self, act: Pause | Resume | Decide | Relink | Revoke) -> None:
+        if isinstance(act, Relink) and self._scene.restored:
+            return  # as the runbook says: the customer that the lost time sent to would not be looked at
         if self._subject == "product":
             with self._working(f"{act}", act.kill if isinstance(act, Revoke) else None) as worker:
                 self._scene.people.do(act, lambda: self._pool.connect(worker), lambda: self._scene.now + self._scene.clock_off)
