@@ -3,7 +3,7 @@
 import subprocess
 from contextlib import suppress
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import psycopg
 import pytest
@@ -37,16 +37,11 @@ def recover_by_command(world: World) -> None:
     require_newest(world.connect, world.keeper)
 
 
-def set_time(world: World, instant: datetime) -> None:
-    world.clock = lambda: instant
-
-
 def bill_for_days(world: World, days: float = 2.5) -> None:
     """Runs every twelve hours, whatever becomes of them, late usage included."""
     start = world.clock()
     for hours in range(0, int(days * 24) + 1, 12):
-        set_time(world, start + timedelta(hours=hours))
-        world.simulator.set_clock(world.clock())
+        world.set_time(start + timedelta(hours=hours))
         for window in {world.window, *late_windows(world.connect, world.clock)}:
             run = replace(world, window=window)
             run.freeze()

@@ -56,6 +56,11 @@ class World:
             cursor = db.execute(statement, parameters)  # type: ignore[arg-type]
             return cursor.fetchall() if cursor.description else []
 
+    def set_time(self, instant: datetime) -> None:
+        """Our clock and Stripe's stand there."""
+        self.simulator.set_clock(instant)
+        self.clock = lambda: instant
+
     def link(self, *tenants: str) -> None:
         """Gives tenants a Stripe customer and a subscription."""
         with self.connect() as db:

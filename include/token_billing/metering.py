@@ -52,6 +52,9 @@ LOOK_LATER_EVERY = CANCEL_WINDOW / 2
 #: Stripe's meters take values of at most 15 digits.
 LARGEST_VALUE = 10**15 - 1
 
+#: What Stripe answers to a wrong key, and to one that may not do this.
+KEY_REFUSED = (401, 403)
+
 #: "An event already exists with identifier X." and "No such customer"-like sentences carry no code: matched here, nowhere else.
 DUPLICATE_IDENTIFIER = "An event already exists with identifier"
 
@@ -164,7 +167,7 @@ def classify(answer: Answer | NoAnswer, *, may_have_arrived: bool) -> Outcome:
     # safeguard: a stored error gets another key
     if answer.replayed:
         return Unresolved(message, status, may_have_arrived, new_key=True)
-    if status in (401, 403):
+    if status in KEY_REFUSED:
         return Undelivered(message, status, try_again=False)
     if status == 429:
         return Undelivered(message, status, retry_after_s=answer.retry_after_s)

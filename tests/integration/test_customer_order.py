@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
@@ -12,15 +11,8 @@ from datetime import timedelta
 import pytest
 
 from token_billing.errors import ReportsLeftOver
-from unreliable_network import UnreliableNetwork, unreliable_network
+from unreliable_network import UnreliableNetwork
 from world import SETTINGS, World, now
-
-
-@pytest.fixture
-def network(world: World) -> Iterator[UnreliableNetwork]:
-    with unreliable_network(world.simulator.base_url) as network:
-        world.stripe_base = network.base_url
-        yield network
 
 
 @pytest.mark.parametrize("largest_chunk", [1000, 2])

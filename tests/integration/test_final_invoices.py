@@ -42,15 +42,9 @@ def network(month: World) -> Iterator[UnreliableNetwork]:
         yield network
 
 
-def set_time(world: World, at: datetime) -> None:
-    """Our clock and Stripe's say so."""
-    world.simulator.set_clock(at)
-    world.clock = lambda: at
-
-
 def bill(world: World, window: Window, tokens: int, *, at: datetime, tenant: str = "a") -> None:
     """The tenant's usage of a window, all of its minutes the last, goes through the stages at a time."""
-    set_time(world, at)
+    world.set_time(at)
     world.window = window
     world.use(tenant, tokens)
     world.bill()
@@ -77,7 +71,7 @@ def reports(world: World) -> dict[datetime, tuple[str, str | None]]:
 def test_usage_of_an_ended_period_is_billed_while_its_invoice_is_a_draft(month: World) -> None:
     """It is on that invoice, to the cent: 7 million tokens, of which 5 are free, at $0.000005."""
     bill(month, LAST, 1_000_000, at=PERIOD_END + timedelta(minutes=30))
-    set_time(month, FINAL)
+    month.set_time(FINAL)
     [ended] = invoices(month)
     assert (ended.status, metered_quantity(ended), ended.total) == ("paid", 7_000_000, 5000 + 1000)
     assert reports(month)[LAST.start] == ("billed", None)
@@ -96,7 +90,7 @@ def test_usage_of_a_period_whose_invoice_is_final_is_quarantined(month: World) -
 @pytest.mark.parametrize("status", ["open", "void"])
 def test_an_invoice_is_final_whether_or_not_it_is_paid(month: World, status: str) -> None:
     """Finalised by hand before its time, then voided."""
-    set_time(month, PERIOD_END + timedelta(minutes=1))
+    month.set_time(PERIOD_END + timedelta(minutes=1))
     client = stripe.StripeClient(month.simulator.api_key, base_addresses={"api": month.simulator.base_url})
     [draft] = invoices(month)
     client.v1.invoices.finalize_invoice(draft.id, {"auto_advance": False})
@@ -109,7 +103,7 @@ def test_an_invoice_is_final_whether_or_not_it_is_paid(month: World, status: str
 
 def test_a_held_draft_still_takes_usage_days_later(month: World) -> None:
     """Whoever closes the period holds the draft; late usage gets onto it as long as that lasts."""
-    set_time(month, PERIOD_END + timedelta(minutes=1))
+    month.set_time(PERIOD_END + timedelta(minutes=1))
     client = stripe.StripeClient(month.simulator.api_key, base_addresses={"api": month.simulator.base_url})
     held_until = PERIOD_END + timedelta(hours=72)
     client.v1.invoices.update(invoices(month)[0].id, {"automatically_finalizes_at": int(held_until.timestamp())})
@@ -123,7 +117,7 @@ def test_a_held_draft_still_takes_usage_days_later(month: World) -> None:
 def test_the_hours_after_a_period_go_to_the_next_one(month: World) -> None:
     """An outage across the period's end: what is dated before it is too late, what is dated after it is billed."""
     recovered = FINAL + timedelta(hours=30)
-    set_time(month, recovered)
+    month.set_time(recovered)
     for window in (LAST, STRADDLING, NEXT):
         bill(month, window, 1_000, at=recovered)
     states = reports(month)
@@ -146,7 +140,7 @@ def test_late_rows_of_a_final_period_are_quarantined_weeks_later(month: World) -
 @pytest.mark.parametrize("left", ["unresolved", "sending"])
 def test_a_report_that_may_have_arrived_is_read_back_and_not_quarantined(month: World, network: UnreliableNetwork, left: str) -> None:
     """Its answer was lost before the invoice became final, or its worker died: Stripe's summary says that it is on the invoice."""
-    set_time(month, PERIOD_END + timedelta(minutes=10))
+    month.set_time(PERIOD_END + timedelta(minutes=10))
     month.window = LAST
     month.use("a", 1_000_000)
     network.always = "answer lost"
@@ -156,12 +150,12 @@ def test_a_report_that_may_have_arrived_is_read_back_and_not_quarantined(month: 
     network.always = "ok"
     if left == "sending":  # as a worker leaves it that dies before it records anything
         month.sql("UPDATE billing.usage_report SET state = 'sending', may_have_arrived = false WHERE state = 'unresolved'")
-    set_time(month, FINAL + timedelta(minutes=10))
+    month.set_time(FINAL + timedelta(minutes=10))
     sent = len(network.meter_event_requests)
     with pytest.raises(BillingError, match=left):
         month.push()
     assert len(network.meter_event_requests) == sent  # Stripe would take it, for an invoice that takes nothing any more
-    set_time(month, FINAL + timedelta(hours=20))
+    month.set_time(FINAL + timedelta(hours=20))
     month.bill()
     assert reports(month)[LAST.start] == ("billed", None)
     assert metered_quantity(invoices(month)[0]) == month.marked()["a"] == 7_000_000
@@ -169,7 +163,7 @@ def test_a_report_that_may_have_arrived_is_read_back_and_not_quarantined(month: 
 
 def test_a_report_that_never_arrived_is_quarantined_once_that_is_proven(month: World, network: UnreliableNetwork) -> None:
     """The request was lost: absent for a day, then kept aside instead of being sent into a closed period."""
-    set_time(month, PERIOD_END + timedelta(minutes=10))
+    month.set_time(PERIOD_END + timedelta(minutes=10))
     month.window = LAST
     month.use("a", 1_000_000)
     network.always = "request lost"
@@ -178,7 +172,7 @@ def test_a_report_that_never_arrived_is_quarantined_once_that_is_proven(month: W
         month.push()
     network.always = "ok"
     for hours in (20, 45):
-        set_time(month, FINAL + timedelta(hours=hours))
+        month.set_time(FINAL + timedelta(hours=hours))
         try:
             month.bill()
         except BillingError:
@@ -189,9 +183,9 @@ def test_a_report_that_never_arrived_is_quarantined_once_that_is_proven(month: W
 
 def test_another_customers_invoice_is_no_obstacle(month: World) -> None:
     """Tenant b subscribed ten days later: its period goes on while a's has ended."""
-    set_time(month, BEGUN + timedelta(days=10))
+    month.set_time(BEGUN + timedelta(days=10))
     month.link("b")
-    set_time(month, FINAL + timedelta(minutes=5))
+    month.set_time(FINAL + timedelta(minutes=5))
     month.window = LAST
     month.use("a", 5)
     month.use("b", 7)
@@ -233,7 +227,7 @@ def test_pushes_at_once_agree_about_what_is_too_late(month: World) -> None:
     """Forty tenants whose period has ended, and four pushes, two of each shard."""
     late = [f"t{n}" for n in range(40)]
     month.link(*late)
-    set_time(month, FINAL + timedelta(hours=2))  # they came some two hours after tenant a
+    month.set_time(FINAL + timedelta(hours=2))  # they came some two hours after tenant a
     month.window = LAST
     for tenant in late:
         month.use(tenant, 5)

@@ -1,12 +1,11 @@
 """However long Stripe, or we, were away: a report whose only answer was lost is counted once, or kept aside once it cannot be."""
 
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 
 import pytest
 
 from token_billing.errors import BillingError, StripeUnavailable
-from unreliable_network import UnreliableNetwork, unreliable_network
+from unreliable_network import UnreliableNetwork
 from world import World
 
 #: Around Stripe's 24 hours of remembering identifiers, and around its 35 days of taking events.
@@ -19,26 +18,13 @@ AWAY = {
 }
 
 
-@pytest.fixture
-def network(world: World) -> Iterator[UnreliableNetwork]:
-    with unreliable_network(world.simulator.base_url) as network:
-        world.stripe_base = network.base_url
-        yield network
-
-
-def at(world: World, instant: datetime) -> None:
-    """Our clock and Stripe's say so."""
-    world.simulator.set_clock(instant)
-    world.clock = lambda: instant
-
-
 def lose_the_only_answer(world: World, network: UnreliableNetwork, how: str) -> datetime:
     """One attempt, just after the window closed; returns when."""
     attempted = world.window.end + timedelta(minutes=5)
     world.simulator.reset(clock=attempted)
     world.link("a")
     world.use("a", 5)
-    at(world, attempted)
+    world.set_time(attempted)
     network.always = how
     world.freeze()
     with pytest.raises(StripeUnavailable):
@@ -50,7 +36,7 @@ def lose_the_only_answer(world: World, network: UnreliableNetwork, how: str) -> 
 def bill_for_days(world: World, start: datetime, days: float) -> None:
     """Runs every twelve hours, whatever becomes of them."""
     for hours in range(0, int(days * 24) + 1, 12):
-        at(world, start + timedelta(hours=hours))
+        world.set_time(start + timedelta(hours=hours))
         try:
             world.bill()
         except BillingError:

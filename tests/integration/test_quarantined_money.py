@@ -29,8 +29,7 @@ def aside(world: World) -> World:
         (LAST, PERIOD_END + 2 * HOUR, {"a": 1_000_000, "ghost": 70}),
         (Window(LAST.start - HOUR), PERIOD_END + 3 * HOUR, {"a": 2_000_000}),
     ):
-        world.simulator.set_clock(at)
-        world.clock = lambda at=at: at  # type: ignore[misc]
+        world.set_time(at)
         world.window = window
         for tenant, tokens in usage.items():
             world.use(tenant, tokens)

@@ -8,6 +8,9 @@ import psycopg
 import pytest
 
 from integration.test_adoption import APPLICATION
+
+#: Turns to freeze, leases, exported snapshots and savepoints.
+from integration.test_billing_once import test_four_runs_of_one_hour_at_once_bill_it_once as test_four_runs_of_one_hour_at_once_bill_it_once
 from pooler.pgbouncer import PgBouncer, pgbouncer
 from sandbox.postgres import PostgresServer
 from sandbox.stripe_simulator.process import StripeSimulator
@@ -26,19 +29,6 @@ def test_a_session_does_not_outlive_its_transaction_here(world: World) -> None:
         with other.transaction():
             assert other.execute(server).fetchone() == first
             assert db.execute(server).fetchone() != first
-
-
-def test_four_runs_of_one_hour_at_once_bill_it_once(world: World) -> None:
-    """Turns to freeze, leases, exported snapshots and savepoints."""
-    tenants = [f"tenant {n}" for n in range(30)]
-    world.link(*tenants)
-    for tenant in tenants:
-        world.use(tenant, 11)
-    with ThreadPoolExecutor(4) as runs:
-        for run in [runs.submit(world.bill) for _ in range(4)]:
-            run.result()
-    assert world.marked() == world.at_stripe() == dict.fromkeys(tenants, 11)
-    assert len(world.simulator.meter_events()) == len(tenants)
 
 
 def test_a_database_is_adopted_once_by_three_at_once(postgres: PostgresServer, pooler: PgBouncer, simulator: StripeSimulator) -> None:

@@ -12,10 +12,10 @@ from token_billing.surplus import Cancellation, Cancelled, GivenUpReport, NotCan
 SURPLUS = queries("surplus.sql")
 
 
-def note_late_answers(db: Connection, accepted: Sequence[AttemptResult], now: datetime) -> int:
-    """Notes those of the accepted attempts whose reports have gone on under another identifier; returns how many were news."""
+def note_late_answers(db: Connection, accepted: Sequence[AttemptResult], now: datetime) -> None:
+    """Notes those of the accepted attempts whose reports have gone on under another identifier, once each."""
     parameters = {"ids": [result.report_id for result in accepted], "identifiers": [result.identifier for result in accepted], "now": now}
-    return db.execute(SURPLUS["note_late_answers"], parameters).rowcount
+    db.execute(SURPLUS["note_late_answers"], parameters)
 
 
 def given_up_reports(db: Connection, now: datetime, most: int) -> list[GivenUpReport]:
@@ -42,7 +42,7 @@ def note_look(db: Connection, report: GivenUpReport, surplus_count: int, unexpla
 
 
 def surplus_to_cancel(db: Connection) -> list[Surplus]:
-    """What is certainly too much and not yet cancelled, the oldest first."""
+    """What is certainly too much and not yet cancelled, those tried least first."""
     return [Surplus(*row) for row in db.execute(SURPLUS["surplus_to_cancel"])]
 
 

@@ -29,9 +29,6 @@ MOST_LOOKS = 600
 #: Cancellations without a usable answer that one run waits for; the next ones begin with those that were tried least.
 MOST_TROUBLES = 5
 
-#: What Stripe answers to a wrong key, and to one that may not do this.
-KEY_REFUSED = (401, 403)
-
 
 def cancel_surplus(connect: Connect, target: StripeTarget, clock: Clock, settings: PushSettings, most_looks: int = MOST_LOOKS) -> int:
     """Cancels every surplus that is known or that the minutes due to be read show; returns how many were cancelled.
@@ -96,7 +93,7 @@ def _conclude(ended: dict[Surplus, Cancellation], given_up: dict[str, int], unex
     troubles = [f"{tokens} tokens of tenant {tenant!r} too much, which it does not cancel" for tenant, tokens in given_up.items()]
     troubles += [f"{tokens} tokens of tenant {tenant!r} that no event of this ledger explains" for tenant, tokens in unexplained.items()]
     to_settle = f'Stripe counts {"; ".join(troubles)}. Settle them as the runbook says under "Surplus at Stripe".' if troubles else ""
-    if refused := [trouble for trouble in left if trouble.http_status in KEY_REFUSED]:
+    if refused := [trouble for trouble in left if trouble.http_status in metering.KEY_REFUSED]:
         raise StripeRefusesKey(
             f"the secret key of connection `stripe_default` may not cancel {len(refused)} events that Stripe counts too much; give it "
             "write access to meter event adjustments and clear the task: Stripe cancels events for 24 hours only. "

@@ -32,10 +32,6 @@ from token_billing.settings import PushSettings
 from token_billing.stages.delivery import Delivery
 from token_billing.windows import Window
 
-#: What Stripe answers to a wrong key, and to one that may not do this.
-KEY_REFUSED = (401, 403)
-
-
 #: A report's id, and where it would go.
 Waiting = tuple[int, Destination]
 
@@ -224,12 +220,12 @@ def _hopeless(outcomes: Sequence[Outcome]) -> StripeRefusesKey | StripeUnavailab
     troubles = [
         outcome
         for outcome in outcomes
-        if isinstance(outcome, Undelivered | Unresolved) and (outcome.try_again or outcome.http_status in KEY_REFUSED)
+        if isinstance(outcome, Undelivered | Unresolved) and (outcome.try_again or outcome.http_status in metering.KEY_REFUSED)
     ]
     if not troubles or len(troubles) < len(outcomes):
         return None
     for trouble in troubles:
-        if trouble.http_status in KEY_REFUSED:
+        if trouble.http_status in metering.KEY_REFUSED:
             return StripeRefusesKey(
                 "Stripe refused the secret key of connection `stripe_default`; put a valid key there and clear the task. "
                 f"Stripe said: {trouble.message}"

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from restored_worlds import set_time
 from sandbox.postgres import PostgresServer
 from sandbox.services import prepare_billing_database
 from sandbox.stripe_simulator.process import StripeSimulator
@@ -41,8 +40,8 @@ def world(original: PostgresServer, simulator: StripeSimulator) -> World:
     dsn = original.recreate_database("billing")
     prepare_billing_database(dsn)
     world = World(dsn, simulator)
-    set_time(world, world.window.end + timedelta(minutes=5))
-    simulator.reset(clock=world.clock())
+    simulator.reset(clock=world.window.end + timedelta(minutes=5))
+    world.set_time(world.window.end + timedelta(minutes=5))
     world.link("a", "b")
     world.use("a", 5)
     world.freeze()

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from restored_worlds import bill_for_days, burn_ids, recover_by_command, restore, sent, set_time
+from restored_worlds import bill_for_days, burn_ids, recover_by_command, restore, sent
 from sandbox.postgres import PostgresServer
 from token_billing.adapters import sending
 from token_billing.adapters.keeper import read_mark
@@ -76,7 +76,8 @@ def test_what_was_turned_away_before_the_copy_and_sent_since_is_not_sent_again(w
     restored = restore(world, elsewhere)
     assert restored.states() == {"a": "frozen"}
     world.push()
-    set_time(restored, world.clock() + timedelta(hours=30))
+    later = world.clock() + timedelta(hours=30)
+    restored.clock = lambda: later
     recover_by_command(restored)
     bill_for_days(restored, 0.5)
     assert restored.marked() == {"a": 5}
@@ -112,7 +113,8 @@ def test_an_hour_is_not_read_back_while_another_run_may_send_into_it(world: Worl
         "INSERT INTO billing.customer_lease SELECT customer_id, event_name, gen_random_uuid(), now() + interval '1 hour' "
         "FROM billing.usage_report"
     )
-    set_time(restored, restored.clock() + timedelta(hours=25))
+    later = restored.clock() + timedelta(hours=25)
+    restored.clock = lambda: later
     with pytest.raises(ReportsLeftOver, match="unresolved"):
         restored.push(replace(SETTINGS, lease=timedelta(seconds=6)))
     assert restored.sql("SELECT generation FROM billing.usage_report") == [(0,)]

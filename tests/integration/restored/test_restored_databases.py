@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from restored_worlds import bill_for_days, burn_ids, recover_by_command, restore, sent, set_time
+from restored_worlds import bill_for_days, burn_ids, recover_by_command, restore, sent
 from sandbox.postgres import PostgresServer, find_binaries
 from token_billing.errors import NothingToRecover, RestoredDatabase
 from token_billing.stages.kept_mark import require_newest
@@ -69,8 +69,7 @@ def test_hours_that_end_after_the_recovery_are_billed_as_ever(world: World, snap
     restored = snapshot()
     recover_by_command(restored)
     following = replace(restored, window=Window(world.window.end))
-    set_time(following, following.window.end + timedelta(minutes=1))
-    following.simulator.set_clock(following.clock())
+    following.set_time(following.window.end + timedelta(minutes=1))
     following.use("b", 11)
     assert following.bill()["billed"] == 11
 
