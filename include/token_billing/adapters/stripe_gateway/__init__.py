@@ -1,0 +1,13 @@
+"""Stripe, as this product uses it: the only package that imports the SDK. Every call returns our own types."""
+
+from contextlib import AbstractAsyncContextManager
+
+from token_billing.adapters.stripe_gateway.connection import StripeTarget, open_gateway
+from token_billing.adapters.stripe_gateway.usage import StripeGateway
+
+__all__ = ["StripeGateway", "StripeTarget", "stripe_gateway"]
+
+
+def stripe_gateway(target: StripeTarget) -> AbstractAsyncContextManager[StripeGateway]:
+    """Opens what reports usage and reads it back."""
+    return open_gateway(StripeGateway, target)
