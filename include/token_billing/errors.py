@@ -83,3 +83,7 @@ class SurplusAtStripe(OperatorNeeded):
 
 class ConservationBroken(OperatorNeeded):
     """The tokens of the rows are not the sum of what is billed, pending and quarantined."""
+
+
+class BadEvent(BillingError):
+    """What came is no event of Stripe's, or not one that can be understood."""

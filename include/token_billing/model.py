@@ -40,6 +40,11 @@ class QuarantineReason(StrEnum):
     REFUSED_AT_GATE = "refused_at_gate"
     DISOWNED = "disowned"
     PERIOD_INVOICED = "period_invoiced"
+    BEFORE_SUBSCRIPTION = "before_subscription"
+    AFTER_SUBSCRIPTION = "after_subscription"
+    ITEM_ENDED = "item_ended"
+    CUSTOMER_DELETED = "customer_deleted"
+    EXCLUDED_TENANT = "excluded_tenant"
 
 
 @dataclass(frozen=True)

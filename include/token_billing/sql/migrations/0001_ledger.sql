@@ -112,7 +112,8 @@ CREATE TABLE billing.usage_report (
     quarantined_at       timestamptz,
     quarantine_reason    text CHECK (quarantine_reason IN ('unknown_tenant', 'no_customer', 'no_subscription_item',
                              'item_not_metered', 'older_than_35_days', 'too_many_digits', 'before_adoption', 'refused_at_gate', 'disowned',
-                             'period_invoiced')),
+                             'period_invoiced', 'before_subscription', 'after_subscription', 'item_ended', 'customer_deleted',
+                             'excluded_tenant')),
     CONSTRAINT one_report_per_tenant_window_side_and_revision UNIQUE (window_start, revision, tenant_id, side_start),
     CONSTRAINT held_by_a_fence FOREIGN KEY (window_start, revision) REFERENCES billing.fence,
     CONSTRAINT side_inside_window CHECK (
@@ -158,18 +159,31 @@ CREATE TABLE billing.customer_lease (
     PRIMARY KEY (customer_id, event_name)
 ) WITH (fillfactor = 50);
 
+-- What does not fit together and waits for a person, or for the rows to agree again. What it is about: a report, a tenant, or an object
+-- at Stripe (an event, a subscription).
 CREATE TABLE billing.discrepancy (
     id                     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    report_id              bigint NOT NULL REFERENCES billing.usage_report,
-    cause                  text NOT NULL CHECK (cause IN ('rows_changed')),
-    expected_token_count   bigint NOT NULL,
-    found_token_count      bigint NOT NULL,
-    expected_row_count     bigint NOT NULL,
-    found_row_count        bigint NOT NULL,
+    cause                  text NOT NULL CHECK (cause <> ''),
+    report_id              bigint REFERENCES billing.usage_report,
+    tenant_id              text,
+    stripe_id              text CHECK (stripe_id <> ''),
+    details                text NOT NULL DEFAULT '',
+    expected_token_count   bigint,
+    found_token_count      bigint,
+    expected_row_count     bigint,
+    found_row_count        bigint,
     found_at               timestamptz NOT NULL,
-    resolved_at            timestamptz
+    resolved_at            timestamptz,
+    -- NULL where it went away by itself.
+    resolved_by            text CHECK (btrim(resolved_by) <> ''),
+    CONSTRAINT about_something CHECK (report_id IS NOT NULL OR tenant_id IS NOT NULL OR stripe_id IS NOT NULL),
+    CONSTRAINT changed_rows_are_counted CHECK (cause <> 'rows_changed' OR (report_id IS NOT NULL AND expected_token_count IS NOT NULL
+        AND found_token_count IS NOT NULL AND expected_row_count IS NOT NULL AND found_row_count IS NOT NULL)),
+    CONSTRAINT resolved_at_a_time CHECK (resolved_by IS NULL OR resolved_at IS NOT NULL)
 );
 CREATE UNIQUE INDEX one_open_discrepancy_per_report_and_cause ON billing.discrepancy (report_id, cause) WHERE resolved_at IS NULL;
+CREATE UNIQUE INDEX one_open_discrepancy_per_object_and_cause ON billing.discrepancy (cause, coalesce(tenant_id, ''), coalesce(stripe_id, ''))
+    WHERE report_id IS NULL AND resolved_at IS NULL;
 
 -- Reports that look wrong and wait for a person's decision before their first attempt.
 CREATE TABLE billing.hold (

@@ -1,0 +1,102 @@
+-- What Stripe tells of checkouts and subscriptions, and what follows from it: which item bills a tenant's usage at every instant.
+
+-- The inbox: every event once, however often and by whatever way it came.
+CREATE TABLE billing.stripe_event (
+    event_id         text PRIMARY KEY CHECK (event_id <> ''),
+    event_type       text NOT NULL CHECK (event_type <> ''),
+    happened_at      timestamptz NOT NULL,
+    livemode         boolean NOT NULL,
+    api_version      text,
+    -- What it is about, where it says so.
+    subscription_id  text,
+    customer_id      text,
+    payload          jsonb NOT NULL,
+    came_by          text NOT NULL CHECK (came_by IN ('webhook', 'sweep')),
+    received_at      timestamptz NOT NULL,
+    handled_at       timestamptz
+);
+CREATE INDEX stripe_event_unhandled ON billing.stripe_event (happened_at) WHERE handled_at IS NULL;
+CREATE INDEX stripe_event_of_subscription ON billing.stripe_event (subscription_id, happened_at);
+
+-- safeguard: an event stays as it came
+CREATE TRIGGER an_event_stays_as_it_came
+    BEFORE UPDATE OF event_id, event_type, happened_at, livemode, api_version, subscription_id, customer_id, payload, came_by, received_at
+    ON billing.stripe_event FOR EACH ROW EXECUTE FUNCTION billing.refuse_change('an event stays as it came');
+
+-- Until when the inbox holds every event that Stripe's list has.
+CREATE TABLE billing.event_cursor (
+    only_one     boolean PRIMARY KEY DEFAULT true CHECK (only_one),
+    swept_until  timestamptz NOT NULL
+);
+
+-- safeguard: the cursor only advances
+CREATE TRIGGER the_cursor_only_advances BEFORE UPDATE OF swept_until ON billing.event_cursor
+    FOR EACH ROW WHEN (NEW.swept_until < OLD.swept_until) EXECUTE FUNCTION billing.refuse_change('the cursor only advances');
+
+-- A subscription as it was when Stripe was last asked about it.
+CREATE TABLE billing.subscription (
+    subscription_id  text PRIMARY KEY CHECK (subscription_id <> ''),
+    payload          jsonb NOT NULL,
+    asked_at         timestamptz NOT NULL
+);
+
+-- Whose usage a subscription bills. A tenant may have had several, one after another; the tenant's own columns name the present one.
+CREATE TABLE billing.subscription_link (
+    subscription_id      text PRIMARY KEY CHECK (subscription_id <> ''),
+    tenant_id            text NOT NULL,
+    customer_id          text NOT NULL CHECK (customer_id <> ''),
+    -- The checkout that linked it; NULL where the application did, which no checkout overrules.
+    checkout_event_id    text REFERENCES billing.stripe_event,
+    linked_at            timestamptz NOT NULL,
+    ended_at             timestamptz,
+    customer_deleted_at  timestamptz
+);
+CREATE INDEX subscription_link_of_tenant ON billing.subscription_link (tenant_id);
+CREATE INDEX subscription_link_of_customer ON billing.subscription_link (customer_id);
+
+-- Texts have no GiST operators of their own; as ranges of one text each they do, without an extension.
+CREATE TYPE billing.text_range AS RANGE (subtype = text);
+
+-- When which item at which price bills a tenant's usage, and in which billing period: half-open, never two at once.
+CREATE TABLE billing.subscription_period (
+    id               bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    tenant_id        text NOT NULL,
+    subscription_id  text NOT NULL REFERENCES billing.subscription_link,
+    customer_id      text NOT NULL CHECK (customer_id <> ''),
+    usage_item_id    text NOT NULL CHECK (usage_item_id <> ''),
+    price_id         text NOT NULL CHECK (price_id <> ''),
+    -- NULL for a price of the legacy metered billing system.
+    meter_id         text,
+    period_start     timestamptz NOT NULL,
+    period_end       timestamptz NOT NULL,
+    billed_from      timestamptz NOT NULL,
+    billed_until     timestamptz NOT NULL,
+    during           tstzrange NOT NULL GENERATED ALWAYS AS (tstzrange(billed_from, billed_until)) STORED,
+    CONSTRAINT inside_its_period CHECK (period_start <= billed_from AND billed_from < billed_until AND billed_until <= period_end),
+    CONSTRAINT one_item_at_a_time EXCLUDE USING gist (billing.text_range(tenant_id, tenant_id, '[]') WITH &&, during WITH &&)
+);
+CREATE INDEX subscription_period_of_tenant ON billing.subscription_period (tenant_id, billed_from);
+CREATE INDEX subscription_period_starts ON billing.subscription_period (billed_from);
+CREATE INDEX subscription_period_ends ON billing.subscription_period (billed_until);
+
+-- Tenants whose usage nobody pays for: kept, counted, never sent.
+CREATE TABLE billing.excluded_tenant (
+    id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    tenant_id      text NOT NULL,
+    reason         text NOT NULL CHECK (reason IN ('internal', 'complimentary')),
+    excluded_from  timestamptz NOT NULL,
+    excluded_until timestamptz,
+    excluded_by    text NOT NULL CHECK (btrim(excluded_by) <> ''),
+    CONSTRAINT excluded_for_a_time CHECK (excluded_from < excluded_until),
+    CONSTRAINT excluded_once_at_a_time EXCLUDE USING gist (
+        billing.text_range(tenant_id, tenant_id, '[]') WITH &&, tstzrange(excluded_from, excluded_until) WITH &&)
+);
+
+-- The ids that set-up found or made at Stripe, by the names the catalogue gives; those before stay, since subscriptions go on under them.
+CREATE TABLE billing.catalogue_price (
+    price_id   text PRIMARY KEY CHECK (price_id <> ''),
+    name       text NOT NULL CHECK (name <> ''),
+    is_newest  boolean NOT NULL,
+    learned_at timestamptz NOT NULL
+);
+CREATE UNIQUE INDEX one_newest_price_by_name ON billing.catalogue_price (name) WHERE is_newest;
