@@ -1,6 +1,6 @@
 # Every target sets up what it needs by itself. No account, no Docker; root or not.
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down clean test test-servers test-pooler check lint types imports docs bench crash kill-points races mutation lock
+.PHONY: help install demo up down clean test test-servers test-pooler check lint types imports docs bench bench-webhooks crash kill-points races mutation lock
 
 RUN := PYTHONPATH=include:plugins .venv/bin/python
 # What `make demo` bills; USAGE=file.csv[.gz] bills that file instead.
@@ -68,6 +68,9 @@ docs: .venv/installed ## Write docs/dags.md again; in CI, fail where it was out 
 
 bench: .venv/installed ## Ratios of speed, each within one run
 	@$(RUN) -m benchmarks --repeats $(REPEATS)
+
+bench-webhooks: .venv/installed ## Webhooks a second, none lost, and how long they take
+	@$(RUN) -m benchmarks.webhooks
 
 crash: RUN := PYTHONPATH=include:plugins:tests:. .venv/bin/python
 crash: .venv/installed ## Random histories: HISTORIES=n SEED=s

@@ -50,10 +50,10 @@ _METER = "INSERT INTO billing.meter VALUES ('mtr_bench', 'tokens', 'stripe_custo
 _EARLIER_REPORTS = """
 INSERT INTO billing.usage_report
     (tenant_id, window_start, side_start, side_end, revision, identifier, row_count, token_count, frozen_at, state,
-     customer_id, event_name, meter_id, usage_item_id, event_time, first_attempted_at, attempt_count, accepted_at, billed_at)
+     sink, customer_id, event_name, meter_id, usage_item_id, event_time, first_attempted_at, attempt_count, accepted_at, billed_at)
 SELECT tenant_id, hour, hour, hour + interval '1 hour', 0, 'earlier-' || hour || tenant_id, count(*), sum(input_tokens + output_tokens),
-       hour + interval '1 hour', 'billed', 'cus_' || tenant_id, 'tokens', 'mtr_bench', 'si_' || tenant_id, hour + interval '30 seconds',
-       %(now)s, 1, %(now)s, %(now)s
+       hour + interval '1 hour', 'billed', 'billing_meters', 'cus_' || tenant_id, 'tokens', 'mtr_bench', 'si_' || tenant_id,
+       hour + interval '30 seconds', %(now)s, 1, %(now)s, %(now)s
 FROM (SELECT *, date_trunc('hour', created_at, 'UTC') AS hour FROM token_usage WHERE billed) usage
 GROUP BY tenant_id, hour
 """
@@ -64,7 +64,8 @@ UPDATE billing.usage_report
 SET state = CASE WHEN unresolved THEN 'unresolved' ELSE 'accepted' END,
     accepted_at = CASE WHEN NOT unresolved THEN %(now)s::timestamptz END,
     may_have_arrived = unresolved, attempt_count = 1, first_attempted_at = %(now)s, event_time = side_start + interval '30 seconds',
-    customer_id = 'cus_' || tenant_id, event_name = 'tokens', meter_id = 'mtr_bench', usage_item_id = 'si_' || tenant_id
+    sink = 'billing_meters', customer_id = 'cus_' || tenant_id, event_name = 'tokens',
+    meter_id = 'mtr_bench', usage_item_id = 'si_' || tenant_id
 FROM (SELECT id AS report_id, %(some_unresolved)s AND hashtextextended(tenant_id, 6) & 1023 < 307 AS unresolved
       FROM billing.usage_report WHERE window_start = %(start)s) answer
 WHERE id = report_id

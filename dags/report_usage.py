@@ -4,10 +4,13 @@
 Bills one UTC hour of token usage, every hour: what `token_usage` holds for the hour is frozen into one usage report per
 tenant, each report is sent to Stripe exactly once, and the rows of accepted reports are marked billed.
 
-1. **freeze** – fixes which rows belong to which report; nothing is sent yet.
-2. **push** – sends the reports, large hours in a few shards. Skipped where nothing is left to send, and while sending is paused.
-3. **mark_billed** – marks the rows of every accepted report, also when some push failed.
-4. **check_conservation** – the tokens of the rows are the sum of what is billed, pending and quarantined, or the run fails.
+1. **await_facts** – waits until it is known which subscriptions began, changed or ended up to the end of the hour: a minute, as a rule.
+   After five it fails, which alerts, and the run goes on with what is known.
+2. **freeze** – fixes which rows belong to which report, one for each side of an instant at which a tenant's billing period, plan or
+   subscription begins or ends; nothing is sent yet.
+3. **push** – sends the reports, large hours in a few shards. Skipped where nothing is left to send, and while sending is paused.
+4. **mark_billed** – marks the rows of every accepted report, also when some push failed.
+5. **check_conservation** – the tokens of the rows are the sum of what is billed, pending and quarantined, or the run fails.
 
 A run bills its data interval. Running it again – retry, clear, backfill, by hand, at the same time – is safe: what is billed
 is not billed twice, and usage that arrived late is billed as the next revision. What comes after the run is `report_late_usage`'s
@@ -31,7 +34,14 @@ from billing_airflow.policy import TASK_DEFAULTS
     default_args=TASK_DEFAULTS,
 )
 def report_usage() -> None:
-    @task
+    @task.sensor(mode="reschedule", poke_interval=30, timeout=3600)
+    def await_facts() -> bool:
+        """Whether the facts are known."""
+        from billing_airflow import stages
+
+        return stages.await_facts(stages.run_window(get_current_context()))
+
+    @task(trigger_rule=TriggerRule.ALL_DONE)
     def freeze() -> list[list[int]]:
         """The shards to push, as [number, count]."""
         from billing_airflow import stages
@@ -59,7 +69,9 @@ def report_usage() -> None:
 
         return stages.check_conservation(stages.run_window(get_current_context()))
 
-    pushed = push.expand(shard=freeze())
+    frozen = freeze()
+    await_facts() >> frozen
+    pushed = push.expand(shard=frozen)
     pushed >> mark_billed() >> (checked := check_conservation())
     pushed >> checked
 

@@ -23,8 +23,9 @@ def catalogue() -> str:
         raise RuntimeError(f"the DAGs do not load: {bag.import_errors}")
     parts = [HEAD]
     for dag_id, dag in sorted(bag.dags.items()):
+        timetable = type(dag.timetable).__name__
         facts = {
-            "schedule": getattr(dag.timetable, "expression", type(dag.timetable).__name__),
+            "schedule": "by hand" if timetable == "NullTimetable" else getattr(dag.timetable, "expression", timetable),
             "at once": f"{dag.max_active_runs} runs",
             "tags": ", ".join(sorted(dag.tags)),
             "tasks": " → ".join(f"`{task.task_id}`" for task in dag.topological_sort()),

@@ -22,6 +22,7 @@ from sandbox.stripe_simulator.process import StripeSimulator
 from stack_fixture import stack as stack
 from token_billing.adapters import ledger
 from token_billing.adapters.clock import system_clock
+from token_billing.model import Sink
 from world import World
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="token-billing-tests-"))
@@ -117,6 +118,12 @@ def billing_dsn(postgres: PostgresServer, _adopted_template: str, request: pytes
 
 
 @pytest.fixture
-def world(billing_dsn: str, simulator: StripeSimulator) -> World:
+def sink(request: pytest.FixtureRequest) -> Sink:
+    """Where usage is reported; a test that is marked `world.both_sinks` runs with either."""
+    return getattr(request, "param", Sink.BILLING_METERS)
+
+
+@pytest.fixture
+def world(billing_dsn: str, simulator: StripeSimulator, sink: Sink) -> World:
     """An adopted database and an empty Stripe account."""
-    return World(billing_dsn, simulator)
+    return World(billing_dsn, simulator, sink=sink)

@@ -51,4 +51,4 @@ def bill_for_days(world: World, days: float = 2.5) -> None:
 
 
 def sent(world: World) -> list[int]:
-    return sorted(int(event["value"]) for event in world.simulator.meter_events())
+    return sorted(world.received())

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +57,19 @@ class SandboxStack:
         url = self.state().url
         assert url is not None
         return AirflowApi(url)
+
+    def simulator_base(self) -> str:
+        words = psutil.Process(self.state().pids["stripe-simulator"]).cmdline()
+        return f"http://127.0.0.1:{words[words.index('--port') + 1]}"
+
+    def wait_until(self, question: str, parameters: Sequence[object] = (), seconds: float = 200.0) -> None:
+        """Until the billing database answers yes."""
+        deadline = time.monotonic() + seconds
+        with self.billing() as db:
+            db.autocommit = True
+            while db.execute(question, parameters).fetchone() != (True,):
+                assert time.monotonic() < deadline, f"{question} is not so after {seconds} s; see {self.home}/airflow/logs"
+                time.sleep(0.5)
 
     def billing(self) -> psycopg.Connection:
         return psycopg.connect(PostgresServer(self.home / "postgres").dsn("billing"))

@@ -4,7 +4,7 @@ import http.client
 import json
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -12,14 +12,15 @@ from urllib.parse import urlsplit
 
 
 class UnreliableNetwork:
-    """Forwards to the simulator; the next meter events meet the troubles in `troubles`, in order, then all goes well again.
+    """Forwards to the simulator; the next meter events, or usage records, meet the troubles in `troubles`, in order, then all goes well.
 
     Troubles: "ok"; "answer lost" (Stripe got it, we hear nothing); "request lost" (Stripe never got it); "garbled answer"
     (Stripe got it, the answer is no JSON); "answer cut off" (Stripe got it, the answer ends in its middle); a dict {"status",
     "headers", "error"} that is answered without forwarding, or with forwarding where it says {"after": True}; a callable, which is
     called first and returns one of these.
 
-    Reads are written down in `read_paths`; those of a path in `broken_paths` are answered with its status."""
+    Reads are written down in `read_paths`; those of a path in `broken_paths` are answered with its status, those of one in `answers` with
+    what it makes of Stripe's own answer."""
 
     def __init__(self, simulator_base: str) -> None:
         self.troubles: deque[Any] = deque()
@@ -27,6 +28,7 @@ class UnreliableNetwork:
         self.meter_event_requests: list[dict[str, str]] = []
         self.read_paths: list[str] = []
         self.broken_paths: dict[str, int] = {}
+        self.answers: dict[str, Callable[[Any], Any]] = {}
         self._simulator = urlsplit(simulator_base)
         network = self
 
@@ -39,11 +41,14 @@ class UnreliableNetwork:
                 if path in network.broken_paths:
                     error = {"error": {"type": "invalid_request_error", "message": f"made up for {path}"}}
                     return self._reply(network.broken_paths[path], {}, json.dumps(error).encode())
-                self._reply(*network._forward(self, b""))
+                status, headers, content = network._forward(self, b"")
+                if path in network.answers:
+                    content = json.dumps(network.answers[path](json.loads(content))).encode()
+                self._reply(status, headers, content)
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length") or 0))
-                if self.path != "/v1/billing/meter_events":
+                if self.path != "/v1/billing/meter_events" and not self.path.endswith("/usage_records"):
                     return self._reply(*network._forward(self, body))
                 network.meter_event_requests.append({name.lower(): value for name, value in self.headers.items()})
                 trouble = network.troubles.popleft() if network.troubles else network.always

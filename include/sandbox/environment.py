@@ -38,7 +38,7 @@ def without_stripe(environment: Mapping[str, str]) -> dict[str, str]:
 def airflow_environment(services: SandboxServices, airflow_home: Path, *, replayed: bool) -> dict[str, str]:
     """What Airflow's processes, and the stages in them, need to run in the sandbox. `replayed`: the simulator's clock decides
     what is closed and how old it is, instead of the system's."""
-    stripe = {"conn_type": "generic", "password": services.secret_key, "host": services.stripe_base}
+    stripe = {"conn_type": "stripe", "password": services.secret_key, "host": services.stripe_base}
     return {
         **without_stripe(os.environ),
         "AIRFLOW_HOME": str(airflow_home),
@@ -47,6 +47,7 @@ def airflow_environment(services: SandboxServices, airflow_home: Path, *, replay
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
         "AIRFLOW__CORE__PARALLELISM": "4",
+        "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",  # nothing but the sandbox can be reached from here
         "AIRFLOW__CORE__FERNET_KEY": "",
         "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": services.metadata_dsn.replace("postgresql://", "postgresql+psycopg://"),

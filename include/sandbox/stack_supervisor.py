@@ -32,7 +32,7 @@ from sandbox.ports import free_port, is_free
 from sandbox.postgres import PostgresError, PostgresServer
 from sandbox.services import prepare_billing_database, sandbox_databases, shared_postgres
 from sandbox.stack import LOGS, SUPERVISOR, Stack, StackFailed, fresh_log, kill_all, marked, stack_processes
-from sandbox.stripe_account import link_tenants
+from sandbox.stripe_account import link_tenants, renew_webhook
 from token_billing.adapters.clock import system_clock
 from token_billing.windows import Window, last_closed_window
 
@@ -145,6 +145,8 @@ class Supervisor:
             if linked:
                 self.say(f"gave {linked} tenants a Stripe customer and a subscription")
             _post(f"{services.stripe_base}/simulator/clock", {"mode": "real"})
+            secret = renew_webhook(f"{self._url}/api/billing/webhook", services.stripe_base, services.secret_key)
+            environment["STRIPE_WEBHOOK_SECRET"] = secret
             # Before Airflow is there: the runs that it starts at once find the missed hours complete.
             arrived = let_usage_arrive(db, system_clock())
             self.say(f"{arrived:,} calls of token usage have arrived since the last time")

@@ -49,6 +49,10 @@ class StripeRefusesKey(OperatorNeeded):
     """Stripe answered that the secret key is wrong or may not do this."""
 
 
+class WrongSink(OperatorNeeded):
+    """The account, or the price of a subscription item, is billed by the other sink than the one that is set; nothing was lost by it."""
+
+
 class StripeUnavailable(BillingError):
     """Stripe could not be reached, or answered nothing usable; a later try may succeed."""
 
@@ -74,7 +78,7 @@ class ReportsDisagree(OperatorNeeded):
 
 
 class NotRevocable(OperatorNeeded):
-    """The report is not one that Stripe has accepted, or not under that identifier any more."""
+    """The report is not one that Stripe has accepted, or not surely under that identifier."""
 
 
 class SurplusAtStripe(OperatorNeeded):
@@ -87,3 +91,35 @@ class ConservationBroken(OperatorNeeded):
 
 class BadEvent(BillingError):
     """What came is no event of Stripe's, or not one that can be understood."""
+
+
+class BadSignature(BillingError):
+    """What came was not signed by Stripe, with a secret that is known here and at about this time."""
+
+
+class NoWebhookSecret(OperatorNeeded):
+    """No signing secret is configured, so nothing that comes can be believed."""
+
+
+class EventsNotListed(OperatorNeeded):
+    """Stripe does not show its list of events to this key."""
+
+
+class FactsUnknown(OperatorNeeded):
+    """It is not known yet which subscriptions began, changed or ended up to the window's end."""
+
+
+class NoSuchDiscrepancy(OperatorNeeded):
+    """The discrepancy does not exist, or is resolved already."""
+
+
+class ExclusionRefused(OperatorNeeded):
+    """The tenant is excluded at that time already, or is not excluded."""
+
+
+class CatalogueRefused(OperatorNeeded):
+    """A price that a setting names, or what Stripe holds, is not what the catalogue says; set-up went no further."""
+
+
+class WebhookSecretUnknown(OperatorNeeded):
+    """Stripe shows a webhook endpoint's signing secret once, and nobody here kept it."""

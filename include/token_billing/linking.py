@@ -1,6 +1,6 @@
 """Whose subscription a checkout bought: which of a tenant's subscriptions bills it. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -51,6 +51,25 @@ def links_of(
         else:
             links.append(Link(checkout.subscription_id, checkout.customer_id, checkout))
     return links, conflicts
+
+
+def all_links_of(
+    columns: Link, linked: Sequence[Link], checkouts: Sequence[Checkout], ended_at: Mapping[str, datetime]
+) -> tuple[list[Link], list[Checkout]]:
+    """The same with what was linked before (`linked`, in that order) and with what the tenant's own columns name: where no checkout
+    bought that, the application wrote it, and it counts. What was linked before stays, for the usage of its time: every bought one, and
+    what the application linked once it has ended, since before that it may have been a mistake."""
+    present = next((link.checkout for link in linked if link.subscription_id == columns.subscription_id), None)
+    others = [link for link in linked if link.subscription_id != columns.subscription_id]
+    if columns.subscription_id and not present:
+        links, conflicts = links_of(columns, checkouts, ended_at)
+        return [link for link in others if link.checkout or link.subscription_id in ended_at] + links, conflicts
+    # safeguard: what the application linked stays when a customer comes back
+    before = [link for link in others if not link.checkout and link.subscription_id in ended_at]
+    if present:
+        before = [link for link in before if _had_ended(link, present.happened_at, ended_at)]
+    links, conflicts = links_of(before[-1] if before else None, checkouts, ended_at)
+    return before[:-1] + links, conflicts
 
 
 def _had_ended(link: Link, by: datetime, ended_at: Mapping[str, datetime]) -> bool:

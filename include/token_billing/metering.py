@@ -2,22 +2,24 @@
 
 import hashlib
 import json
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from functools import lru_cache
 
+from token_billing.doubtful import DoubtfulReport, ReadBack
 from token_billing.model import (
     Accepted,
     Answer,
-    DoubtfulReport,
     NoAnswer,
     Outcome,
     QuarantineReason,
-    ReadBack,
     Rejected,
     SendableReport,
+    Sink,
     Undelivered,
     Unresolved,
 )
+from token_billing.periods import BillingPeriod
 from token_billing.surplus import Cancellation, Cancelled, GivenUpReport, NotCancellable, StillSurplus
 from token_billing.windows import Side, Window
 
@@ -58,6 +60,9 @@ KEY_REFUSED = (401, 403)
 #: "An event already exists with identifier X." and "No such customer"-like sentences carry no code: matched here, nowhere else.
 DUPLICATE_IDENTIFIER = "An event already exists with identifier"
 
+#: What Stripe says of an item whose usage the other sink reports, and of a version that has no usage records (docs/decisions/0007-…).
+WRONG_SINK = ("is not on the legacy metered billing system", "metered prices must be backed by meters")
+
 
 def identifier(ledger_id: str, tenant_id: str, window: Window, side: Side, revision: int, generation: int = 0) -> str:
     """The name under which Stripe knows a report: the same for the same report for ever, different for any other, at most
@@ -80,13 +85,42 @@ def idempotency_key(report_identifier: str, key_number: int) -> str:
     return report_identifier if key_number == 0 else f"{report_identifier}#{key_number}"
 
 
-def cannot_be_sent(token_count: int, event_time: datetime, now: datetime) -> QuarantineReason | None:
-    """Why a report must not be sent at `now`, or None if it may."""
+def event_time(report: SendableReport, used: Collection[datetime]) -> datetime | None:
+    """The time to date a report with, for ever: the one it has, else one of its own beside those used; None where none is left."""
+    if report.event_time is not None:
+        return report.event_time
+    return report.side.second(used) if report.destination.sink is Sink.USAGE_RECORDS else report.side.event_time(used)
+
+
+def wrong_sink(report: SendableReport, chosen: Sink) -> str | None:
+    """Why a report that was never attempted cannot go to the chosen sink, and what to change; None where it can, or must go on where
+    its first attempt went."""
+    item, fitting = report.destination.usage_item_id, report.destination.sink
+    # safeguard: the first attempt fixes the sink
+    if fitting is chosen or report.attempt_count > 0:
+        return None
+    if fitting is Sink.USAGE_RECORDS:
+        return f"item {item} has no billing meter, this price is of the legacy metered billing system: {set_sink(fitting)}"
+    return f"the price of item {item} is backed by a billing meter: {set_sink(fitting)}"
+
+
+def set_sink(sink: Sink) -> str:
+    """The operator's next step where the other sink bills."""
+    return f"set BILLING_SINK={sink}"
+
+
+def identifier_of_key(key: str) -> str:
+    """The identifier behind an idempotency key of a meter event's, as Stripe's error reports name it."""
+    return key.rpartition("#")[0] or key
+
+
+def cannot_be_sent(token_count: int, event_time: datetime, now: datetime, sink: Sink = Sink.BILLING_METERS) -> QuarantineReason | None:
+    """Why a report must not be sent at `now`, or None if it may. Usage records grow too old with their billing period, as Stripe says."""
     # safeguard: 15 digits
     if token_count > LARGEST_VALUE:
         return QuarantineReason.TOO_MANY_DIGITS
     # safeguard: 35 days
-    if event_time < now - OLDEST_EVENT + AGE_MARGIN:
+    if sink is Sink.BILLING_METERS and event_time < now - OLDEST_EVENT + AGE_MARGIN:
         return QuarantineReason.TOO_OLD
     return None
 
@@ -94,18 +128,22 @@ def cannot_be_sent(token_count: int, event_time: datetime, now: datetime) -> Qua
 def may_be_sent(report: SendableReport, event_time: datetime, may_have_arrived: bool, now: datetime) -> bool:
     """Whether a request for the report may leave at `now`: not too old for Stripe, and, where an earlier one may have arrived,
     young enough for Stripe to be sure to recognise the identifier. Asked again right before every write."""
-    if cannot_be_sent(report.token_count, event_time, now):
+    if cannot_be_sent(report.token_count, event_time, now, report.destination.sink):
         return False
     if not may_have_arrived:
+        return True
+    # safeguard: a usage record is set, however late
+    if report.destination.sink.takes_a_resend_at_any_age:
         return True
     # safeguard: 20 hours
     return report.first_attempted_at is not None and now < report.first_attempted_at + RESEND_LIMIT
 
 
-def judge_read_back(report: DoubtfulReport, counted_tokens: int, now: datetime) -> ReadBack:
+def judge_read_back(report: DoubtfulReport, counted_tokens: int, now: datetime, period: BillingPeriod | None = None) -> ReadBack:
     """What it means that Stripe's summary of the report's span counts so many tokens. Exactly what it should hold with the report, and
     with all others that are in doubt: present. Exactly what it should hold without any of them: absent, and proven so where that has
-    held for ABSENCE. Anything else, another system's usage for instance, is for a person."""
+    held for ABSENCE, or where the billing period that was read, of which Stripe takes nothing more, has been over for so long. Anything
+    else, another system's usage for instance, is for a person."""
     if report.token_count == 0:
         return ReadBack.UNCLEAR
     # safeguard: exactly what the span should hold
@@ -116,6 +154,9 @@ def judge_read_back(report: DoubtfulReport, counted_tokens: int, now: datetime) 
         return ReadBack.UNCLEAR
     # safeguard: absence for a day
     lasted = report.absent_since is not None and now >= report.absent_since + ABSENCE
+    # safeguard: a period that has been over for a day
+    if period is not None and now >= period.end + ABSENCE:
+        lasted = True
     return ReadBack.PROVEN_ABSENT if lasted else ReadBack.ABSENT
 
 
@@ -154,7 +195,7 @@ def classify_cancellation(answer: Answer | NoAnswer) -> Cancellation:
 
 
 def classify(answer: Answer | NoAnswer, *, may_have_arrived: bool) -> Outcome:
-    """What an answer to a meter event means; `may_have_arrived`: an earlier request for the same payload has no known answer.
+    """What an answer to a report means; `may_have_arrived`: an earlier request for the same payload has no known answer.
 
     Unknown is never failed: whatever does not prove that Stripe counted the report, refused it or did nothing is unresolved.
     """
@@ -183,5 +224,8 @@ def classify(answer: Answer | NoAnswer, *, may_have_arrived: bool) -> Outcome:
     if status in (400, 402, 404, 422):
         if may_have_arrived:
             return Unresolved(f"refused after an attempt without a known answer: {message}", status, try_again=False)
+        # safeguard: the wrong sink rejects nothing
+        if any(words in message for words in WRONG_SINK):
+            return Undelivered(message, status, try_again=False, wrong_sink=True)
         return Rejected(message, status, answer.error_code)
     return Unresolved(message, status, retry_after_s=answer.retry_after_s)

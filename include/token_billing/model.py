@@ -104,6 +104,19 @@ class Recovery:
     doubtful_reports: int
 
 
+class Sink(StrEnum):
+    """Where reports go; fixed for a report by its first attempt (docs/decisions/0007-two-sinks.md)."""
+
+    BILLING_METERS = "billing_meters"
+    USAGE_RECORDS = "usage_records"
+
+    @property
+    def takes_a_resend_at_any_age(self) -> bool:
+        """Whether a report that arrives a second time is never counted twice. Usage records are set, and each has a time of its own;
+        a meter event adds, and Stripe knows its identifier again for a day."""
+        return self is Sink.USAGE_RECORDS
+
+
 class Meter(NamedTuple):
     """A billing meter that sums, and the payload keys under which its events carry the customer and the value."""
 
@@ -115,8 +128,9 @@ class Meter(NamedTuple):
 
 @dataclass(frozen=True)
 class MeteredItem:
-    """A subscription item, the meter its price is backed by, and its present billing period; `problem` says why usage cannot be
-    reported to it. `price` is None where it could not be read: then its usage has no known value in money."""
+    """A subscription item, the meter its price is backed by (None where it is of the legacy metered billing system), and its present
+    billing period; `problem` says why usage cannot be reported to it. `price` is None where it could not be read: then its usage has no
+    known value in money."""
 
     usage_item_id: str
     price_id: str | None = None
@@ -129,16 +143,21 @@ class MeteredItem:
 
 
 class Destination(NamedTuple):
-    """Where a report goes, fixed for ever by its first attempt."""
+    """Where a report goes, fixed for ever by its first attempt. `meter` is None for an item of the legacy metered billing system."""
 
     customer_id: str
     usage_item_id: str
-    meter: Meter
+    meter: Meter | None
+
+    @property
+    def sink(self) -> Sink:
+        """Which sink bills such an item."""
+        return Sink.USAGE_RECORDS if self.meter is None else Sink.BILLING_METERS
 
     @property
     def lease(self) -> tuple[str, str]:
-        """What a lease covers: customer id and event name."""
-        return self.customer_id, self.meter.event_name
+        """What a lease covers: customer id and event name, or the item alone, whichever customer a tenant names beside it."""
+        return ("", self.usage_item_id) if self.meter is None else (self.customer_id, self.meter.event_name)
 
 
 @dataclass(frozen=True)
@@ -151,12 +170,25 @@ class UsageTotal:
     token_count: int
 
 
+class SplittableReport(NamedTuple):
+    """A report that was never attempted, and the fences that say which rows it holds."""
+
+    id: int
+    tenant_id: str
+    side: Side
+    revision: int
+    row_count: int
+    token_count: int
+    snapshot: str
+    earlier_snapshot: str | None
+
+
 class SendableReport(NamedTuple):
     """A report that may be sent now by the holder of its customer's lease.
 
     `first_attempted_at` and `may_have_arrived` tell of earlier attempts: whether there was one, and whether any of them has
-    no known answer. `event_time` is None until the first attempt; `used_event_times` are those of the customer's other
-    reports of the hour. `key_number` is the number behind the idempotency key (0: the identifier alone).
+    no known answer. `event_time` is None until the first attempt; `used_event_times` are those of the other reports of the hour
+    that go to the same customer and meter, or item. `key_number` is the number behind the idempotency key (0: the identifier alone).
     """
 
     id: int
@@ -221,12 +253,14 @@ class Unresolved:
 
 @dataclass(frozen=True)
 class Undelivered:
-    """Stripe certainly did nothing: it was not reached, or it turned the call away before looking at the report."""
+    """Stripe certainly did nothing: it was not reached, or it turned the call away before looking at the report. `wrong_sink`: because
+    the item is billed by the other sink."""
 
     message: str
     http_status: int | None = None
     try_again: bool = True
     retry_after_s: float | None = None
+    wrong_sink: bool = False
 
 
 Outcome = Accepted | Rejected | Unresolved | Undelivered
@@ -243,44 +277,6 @@ class AttemptResult(NamedTuple):
     may_have_arrived: bool
     key_number: int
     started: bool
-
-
-@dataclass(frozen=True)
-class DoubtfulReport:
-    """A report that may have arrived but must not be resent: only Stripe's summary of its own minute can tell, or that of its whole
-    hour where the database may have forgotten when it was dated.
-
-    `other_tokens`: what that span must hold of the customer's other reports; `doubtful_tokens`: what it holds besides if those of them
-    arrived that are in doubt too. `absent_since`: when the summary was first seen without it."""
-
-    id: int
-    tenant_id: str
-    side: Side
-    span: Side
-    revision: int
-    generation: int
-    token_count: int
-    customer_id: str
-    meter_id: str
-    event_name: str
-    forgotten: bool
-    absent_since: datetime | None
-    other_tokens: int
-    doubtful_tokens: int
-
-    @property
-    def lease(self) -> tuple[str, str]:
-        """What a lease covers: customer id and event name."""
-        return self.customer_id, self.event_name
-
-
-class ReadBack(StrEnum):
-    """What the summary of a report's own minute says of it."""
-
-    PRESENT = "present"
-    ABSENT = "absent"
-    PROVEN_ABSENT = "proven absent"
-    UNCLEAR = "unclear"
 
 
 @dataclass(frozen=True)
@@ -374,6 +370,8 @@ class RevocableReport:
     row_count: int
     token_count: int
     event_time: datetime
+    #: A restored database found it by its whole hour: it counts, under whatever identifier.
+    forgotten: bool
     snapshot: str
     earlier_snapshot: str | None
 

@@ -1,7 +1,7 @@
 """Quarantined usage in money: what it would have added to its period's bill. Pure."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from token_billing.periods import BillingPeriod
@@ -13,7 +13,8 @@ class QuarantinedUsage:
     """One tenant's usage of one period that was quarantined for one reason: hours and tokens.
 
     `period`: the item's billing period where `is_billing_period`, else, where that is not known, the calendar month in UTC.
-    `billed_tokens`: what the item's period has billed beside it. `price` is None where the usage leads to no price that is known."""
+    `billed_tokens`: what the item's period has billed beside it. `price` is None where it is not known what the item costs;
+    `is_list_price`: where the usage leads to no item at all, the price is the catalogue's."""
 
     reason: str
     tenant_id: str
@@ -24,6 +25,11 @@ class QuarantinedUsage:
     token_count: int
     billed_tokens: int
     price: Price | None
+    is_list_price: bool = False
+
+    def or_at(self, list_price: Price) -> "QuarantinedUsage":
+        """With the list price where no subscription item says what it costs."""
+        return replace(self, price=list_price, is_list_price=True) if self.usage_item_id is None else self
 
 
 @dataclass(frozen=True)

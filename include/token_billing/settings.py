@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 
+from token_billing.catalog import PRICES
 from token_billing.errors import OperatorNeeded
-from token_billing.model import Shard
+from token_billing.model import Shard, Sink
 from token_billing.targets import is_live
 
 
@@ -45,6 +46,8 @@ class PushSettings:
     lease: timedelta = timedelta(seconds=60)
     largest_chunk: int = 1000
     gates: Gates = Gates()
+    #: Where reports go that were never attempted: billing meters, or the usage records of an account on the legacy metered billing system.
+    sink: Sink = Sink.BILLING_METERS
 
     @property
     def chunk_size(self) -> int:
@@ -54,15 +57,24 @@ class PushSettings:
 
     @classmethod
     def from_environment(cls, secret_key: str, environment: Mapping[str, str] = os.environ) -> "PushSettings":
-        """Raises OperatorNeeded for a value that is not a positive number."""
-        default_rate = 800.0 if is_live(secret_key) else 20.0
+        """Raises OperatorNeeded for a value that is not a positive number, or no sink."""
+        sink = _sink(environment)
+        default_rate = 800.0 if is_live(secret_key) and sink is Sink.BILLING_METERS else 20.0  # usage records count in the basic limit
         return cls(
             calls_per_second=_positive(environment, "BILLING_STRIPE_CALLS_PER_SECOND", default_rate),
             reads_per_second=_positive(environment, "BILLING_STRIPE_READS_PER_SECOND", cls.reads_per_second),
             concurrency=int(_positive(environment, "BILLING_PUSH_CONCURRENCY", cls.concurrency)),
             lease=timedelta(seconds=_positive(environment, "BILLING_LEASE_SECONDS", cls.lease.total_seconds())),
             gates=Gates.from_environment(environment),
+            sink=sink,
         )
+
+
+def price_overrides(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The prices that settings STRIPE_PRICE_ID_… name in the catalogue's stead, by the catalogue's names. Whether they are what the
+    catalogue says is set-up's to find out."""
+    named = {name: environment.get(price.setting or "", "").strip() for name, price in PRICES.items()}
+    return {name: price_id for name, price_id in named.items() if price_id}
 
 
 #: One mapped push task for so many reports, which one process sends in two seconds, but never more than a few: a mapped task costs
@@ -75,6 +87,13 @@ def shards_for(report_count: int) -> list[Shard]:
     """The shards in which so many reports are pushed; none for none."""
     count = min(MOST_SHARDS, math.ceil(report_count / REPORTS_PER_SHARD))
     return [Shard(number, count) for number in range(count)]
+
+
+def _sink(environment: Mapping[str, str]) -> Sink:
+    text = environment.get("BILLING_SINK", "").strip() or Sink.BILLING_METERS
+    if text not in list(Sink):
+        raise OperatorNeeded(f"setting BILLING_SINK is {text!r}; it takes {' or '.join(Sink)}")
+    return Sink(text)
 
 
 def _positive(environment: Mapping[str, str], name: str, default: float) -> float:

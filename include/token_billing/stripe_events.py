@@ -1,5 +1,6 @@
 """Stripe's events, as they come by webhook or from its list: what every one of them says. Pure."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,6 +22,10 @@ SNAPSHOT_EVENTS = (
 
 #: Thin events about meter events that Stripe accepted and then did not count.
 METER_ERROR_EVENTS = ("v1.billing.meter.error_report_triggered", "v1.billing.meter.no_meter_found")
+
+#: The first API version (basil) whose objects this code reads: billing periods stand on items, an invoice's subscription on its parent.
+OLDEST_API_VERSION = "2025-03-31"
+_API_VERSION = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,16 @@ class StripeEvent:
 def is_thin(payload: Mapping[str, Any]) -> bool:
     """Whether the event only names what it is about."""
     return payload.get("object") == "v2.core.event"
+
+
+def is_readable(event: StripeEvent, newest_api_version: str) -> bool:
+    """Whether the event's objects have a shape that this code knows: from basil to the version it was written for."""
+    # Thin events show no objects.
+    if event.api_version is None:
+        return True
+    dated = _API_VERSION.match(event.api_version)
+    # safeguard: only shapes that this code knows
+    return dated is not None and OLDEST_API_VERSION <= dated[0] <= newest_api_version[: len(OLDEST_API_VERSION)]
 
 
 def event_of(payload: object) -> StripeEvent:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
-from itertools import pairwise
+from itertools import groupby, pairwise, permutations, zip_longest
 from typing import Any, NamedTuple
 
 from dateutil.relativedelta import relativedelta
@@ -16,6 +16,9 @@ RENEWAL_LAG = timedelta(hours=3)
 
 #: Periods that are worked out backwards from the one Stripe shows: usage older than 35 days can be billed no more.
 EARLIER_PERIODS = 2
+
+#: Of so many events of one second every order is tried.
+MOST_ORDERED = 6
 
 
 class Told(IntEnum):
@@ -126,6 +129,30 @@ def timeline(subscriptions: Sequence[Sequence[BilledPeriod]]) -> tuple[list[Bill
     return sorted(taken, key=lambda one: one.billed_from), list(overlapping)
 
 
+def differ_from(one: Sequence[BilledPeriod], other: Sequence[BilledPeriod]) -> datetime | None:
+    """The earliest instant at which two timelines bill by different items or prices; None where they never do."""
+    for this, that in zip_longest(_changes(one), _changes(other)):
+        if this != that:
+            instants: list[datetime] = [change[0] for change in (this, that) if change]
+            return min(instants)
+    return None
+
+
+def _changes(timeline: Sequence[BilledPeriod]) -> Iterator[tuple[datetime, tuple[str | None, ...] | None]]:
+    """What bills from when on; None: nothing."""
+    known, until = None, None
+    for part in timeline:
+        if until is not None and until < part.billed_from:
+            yield until, None
+            known = None
+        by = part[:5]
+        if by != known:
+            yield part.billed_from, by
+        known, until = by, part.billed_until
+    if until is not None:
+        yield until, None
+
+
 # --- From snapshots to states -----------------------------------------------------------------------------------------
 
 
@@ -136,13 +163,22 @@ def _in_order(snapshots: Iterable[Snapshot]) -> list[Snapshot]:
     readings = sorted((one for one in snapshots if one.told is Told.READ), key=lambda one: one.taken_at)
     ordered: list[Snapshot] = []
     waiting = sorted(events.values(), key=lambda one: (one.taken_at, one.told, one.event_id))
-    while waiting:
-        at_once = [one for one in waiting if one.taken_at == waiting[0].taken_at]
-        # safeguard: events of one second in their order
-        behind = [one for one in at_once if ordered and one.before is not None and _same(one.before, ordered[-1].items)]
-        ordered.append((behind or at_once)[0])
-        waiting.remove(ordered[-1])
+    for _, at_once in groupby(waiting, key=lambda one: (one.taken_at, one.told)):
+        ordered += _behind_one_another(ordered[-1:], list(at_once))
     return ordered + readings[-1:]
+
+
+def _behind_one_another(known: list[Snapshot], at_once: list[Snapshot]) -> list[Snapshot]:
+    """Events of one second in the order in which most of them found what the one before had left, periods included."""
+
+    def found(order: Iterable[Snapshot]) -> tuple[int, int]:
+        left = [(one.items, following.before) for one, following in pairwise([*known, *order]) if following.before is not None]
+        return sum(before == items for items, before in left), sum(_same(before, items) for items, before in left)
+
+    if len(at_once) == 1:
+        return at_once
+    # safeguard: events of one second in their order
+    return list(max(permutations(at_once[:MOST_ORDERED]), key=found)) + at_once[MOST_ORDERED:]
 
 
 def _states(ordered: list[Snapshot]) -> Iterator[tuple[datetime, datetime | None, Snapshot, tuple[ItemSnapshot, ...]]]:

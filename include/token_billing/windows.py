@@ -1,14 +1,16 @@
 """Windows: half-open UTC hours, the sides inside them, and the minutes that reports may be dated with."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 from token_billing.errors import BadWindow, WindowStillOpen
 
 HOUR = timedelta(hours=1)
 MINUTE = timedelta(minutes=1)
+SECOND = timedelta(seconds=1)
 
 #: An event is dated in the middle of its minute, so that it never lies on a boundary that somebody might read as closed.
 EVENT_OFFSET = timedelta(seconds=30)
@@ -38,6 +40,11 @@ class Window:
         """The window as its only side."""
         return Side(self.start, self.end)
 
+    def divided(self, boundaries: Iterable[datetime]) -> list["Side"]:
+        """The window's sides between the boundaries that lie inside it."""
+        inside = sorted({boundary for boundary in boundaries if self.start < boundary < self.end})
+        return [Side(start, end) for start, end in pairwise([self.start, *inside, self.end])]
+
     def __str__(self) -> str:
         return f"{self.start:%Y-%m-%dT%H:%MZ}"
 
@@ -63,6 +70,16 @@ class Side:
         # safeguard: a minute of its own
         least_used = min(range(minute_count), key=lambda minute: (taken[minute], minute))
         return first + least_used * MINUTE + EVENT_OFFSET
+
+    def second(self, used: Collection[datetime]) -> datetime | None:
+        """The time to date a usage record of this side with: a whole second that no other of its item uses (`used`), since two at one
+        time would be one. None where all are taken. The side's first seconds come last: they may lie on a period's boundary."""
+        first = self.start.replace(microsecond=0) + (SECOND if self.start.microsecond else timedelta())
+        second_count = -((first - self.end) // SECOND)
+        # safeguard: a second of its own
+        taken = {(time - first) // SECOND for time in used}
+        wanted = (n % second_count for n in range(EVENT_OFFSET // SECOND, EVENT_OFFSET // SECOND + second_count))
+        return next((first + n * SECOND for n in wanted if n not in taken), None)
 
 
 def window_of(interval_start: datetime | None, interval_end: datetime | None) -> Window:

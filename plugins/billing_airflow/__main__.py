@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from getpass import getuser
 from typing import Annotated
@@ -11,6 +12,8 @@ from typing import Annotated
 import typer
 
 from token_billing.errors import BillingError
+
+_HOURS = ["%Y-%m-%dT%H:%MZ", "%Y-%m-%dT%H:%M:%SZ"]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -25,7 +28,7 @@ def adopt(
     cut_over: Annotated[
         datetime | None,
         typer.Option(
-            formats=["%Y-%m-%dT%H:%MZ", "%Y-%m-%dT%H:%M:%SZ"],
+            formats=_HOURS,
             help="The first UTC hour that is this pipeline's to bill, e.g. 2026-01-31T14:00Z.",
         ),
     ] = None,
@@ -78,6 +81,9 @@ def revoke(
     evidence: Annotated[str, typer.Option(help="How it is known that Stripe disowned it: Stripe's own code and message, for instance.")],
     by: Annotated[str, typer.Option(help="Who revokes.", default_factory=getuser)],
     quarantine: Annotated[bool, typer.Option("--quarantine", help="Keep it aside instead of sending it anew.")] = False,
+    missing_in_summary: Annotated[
+        bool, typer.Option("--missing-in-summary", help="Stripe's summary was looked at, as the runbook says, and lacks its tokens.")
+    ] = False,
 ) -> None:
     """Give back the rows of a report that Stripe accepted and disowned later, and send it anew under another identifier."""
     from billing_airflow.connections import billing_clock, newest_billing_db
@@ -85,7 +91,8 @@ def revoke(
     from token_billing.stages.revoke import revoke as run
 
     with _refusals("not revoked"):
-        disowned = Disowned(report_id, RevocationCause.OPERATOR, evidence)
+        cause = RevocationCause.SETTLED_SUMMARY if missing_in_summary else RevocationCause.OPERATOR
+        disowned = Disowned(report_id, cause, evidence)
         run(newest_billing_db(), disowned, billing_clock(), revoked_by=by, resend=not quarantine)
 
 
@@ -99,6 +106,63 @@ def quarantined(as_json: Annotated[bool, typer.Option("--json", help="For progra
     with _refusals("not listed"):
         usages = quarantined_usage(billing_db)
         typer.echo(json.dumps(as_records(usages), indent=2) if as_json else as_table(usages))
+
+
+@app.command()
+def discrepancies(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
+    """List what does not fit together and waits for a person."""
+    from billing_airflow.connections import billing_db
+    from token_billing.stages.discrepancies import open_discrepancies
+
+    with _refusals("not listed"):
+        found = open_discrepancies(billing_db)
+        if as_json:
+            typer.echo(json.dumps([asdict(one) for one in found], indent=2, default=str))
+        for one in [] if as_json else found:
+            named = {"tenant": one.tenant_id, "report": one.report_id, "Stripe's": one.stripe_id}
+            about = ", ".join(f"{what} {name}" for what, name in named.items() if name)
+            typer.echo(f"{one.id}: {one.cause}, {about}: {one.details or 'see the runbook'} ({one.found_at:%Y-%m-%dT%H:%MZ})")
+
+
+@app.command()
+def settle(
+    discrepancy_id: Annotated[int, typer.Argument(help="The discrepancy's number.")],
+    by: Annotated[str, typer.Option(help="Who dealt with it.", default_factory=getuser)],
+) -> None:
+    """Note that a person has dealt with a discrepancy."""
+    from billing_airflow.connections import billing_clock, billing_db
+    from token_billing.stages.discrepancies import settle as run
+
+    with _refusals("not settled"):
+        run(billing_db, discrepancy_id, by, billing_clock())
+
+
+@app.command()
+def exclude(
+    tenant_id: Annotated[str, typer.Argument(help="The tenant's id.")],
+    reason: Annotated[str, typer.Option(help="internal or complimentary")],
+    by: Annotated[str, typer.Option(help="Who excludes.", default_factory=getuser)],
+    since: Annotated[datetime | None, typer.Option(formats=_HOURS, help="From which UTC instant on; without it, from now.")] = None,
+) -> None:
+    """Bill a tenant's usage to nobody: it is kept and counted, and never sent."""
+    from billing_airflow.connections import billing_clock, billing_db
+    from token_billing.stages.exclude import exclude as run
+
+    with _refusals("not excluded"):
+        run(billing_db, tenant_id, reason, since.replace(tzinfo=UTC) if since else billing_clock()(), by)
+
+
+@app.command()
+def include(
+    tenant_id: Annotated[str, typer.Argument(help="The tenant's id.")],
+    since: Annotated[datetime | None, typer.Option(formats=_HOURS, help="From which UTC instant on; without it, from now.")] = None,
+) -> None:
+    """Bill an excluded tenant's usage again."""
+    from billing_airflow.connections import billing_clock, billing_db
+    from token_billing.stages.exclude import include as run
+
+    with _refusals("not included"):
+        run(billing_db, tenant_id, since.replace(tzinfo=UTC) if since else billing_clock()())
 
 
 @app.command()

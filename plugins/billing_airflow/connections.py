@@ -1,6 +1,7 @@
 """The product's ways out, from Airflow's connections `billing_db` and `stripe_default`, whatever backend keeps them."""
 
 import os
+from typing import Any
 
 from airflow.exceptions import AirflowNotFoundException
 from airflow.providers.postgres.hooks.postgres import PostgresHook
@@ -29,6 +30,13 @@ def billing_db() -> DatabaseConnection:
     return connection
 
 
+def billing_db_parameters() -> dict[str, Any]:
+    """What opens further connections to that database, by any driver of libpq's: as of a connection that was opened for it just now,
+    whatever the Airflow connection's extras ask for."""
+    with billing_db() as opened:
+        return {**opened.info.get_parameters(), "password": opened.info.password}
+
+
 def newest_billing_db() -> Connect:
     """Opens connections to the database of connection `billing_db`, once it is clear that it is not an older copy of it."""
     # safeguard: every task compares the kept mark
@@ -39,10 +47,17 @@ def newest_billing_db() -> Connect:
 def stripe_target() -> StripeTarget:
     """Which Stripe: connection `stripe_default`, else the setting STRIPE_SECRET_KEY; inside the sandbox only its simulator."""
     try:
-        connection = BaseHook.get_connection(STRIPE_DEFAULT)
-        secret_key, base = connection.password or "", _base(connection)
+        return stripe_target_of(BaseHook.get_connection(STRIPE_DEFAULT))
     except AirflowNotFoundException:
-        secret_key, base = os.environ.get("STRIPE_SECRET_KEY", ""), STRIPE_BASE
+        return _stripe_target(os.environ.get("STRIPE_SECRET_KEY", ""), STRIPE_BASE)
+
+
+def stripe_target_of(connection: Connection) -> StripeTarget:
+    """Which Stripe a connection names."""
+    return _stripe_target(connection.password or "", _base(connection))
+
+
+def _stripe_target(secret_key: str, base: str) -> StripeTarget:
     if not secret_key:
         raise OperatorNeeded(
             f"connection `{STRIPE_DEFAULT}` does not exist or has no password; put the Stripe secret key there "

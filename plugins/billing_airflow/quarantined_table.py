@@ -12,7 +12,7 @@ _COLUMNS = ("reason", "tenant", "period", "hours", "tokens", "would add")
 
 def as_table(usages: Sequence[ValuedUsage]) -> str:
     """One line a reason, tenant and period, and the sum. A period is the billing period from that day; `~` marks a calendar month, where
-    the billing period is not known."""
+    the billing period is not known, and an amount at list price, where no subscription item says what tokens cost."""
     if not usages:
         return "nothing is quarantined"
     rows = [
@@ -22,7 +22,7 @@ def as_table(usages: Sequence[ValuedUsage]) -> str:
             f"{one.usage.period.start:%Y-%m-%d}" if one.usage.is_billing_period else f"~{one.usage.period.start:%Y-%m}",
             f"{one.usage.hour_count:,}",
             f"{one.usage.token_count:,}",
-            "unknown" if one.amount_cents is None or one.usage.price is None else money(one.amount_cents, one.usage.price.currency),
+            _amount(one),
         )
         for one in usages
     ]
@@ -35,6 +35,12 @@ def as_table(usages: Sequence[ValuedUsage]) -> str:
         for row in (_COLUMNS, *rows)
     ]
     return "\n".join([*lines, "", f"{worth(list(usages))} in all"])
+
+
+def _amount(one: ValuedUsage) -> str:
+    if one.amount_cents is None or one.usage.price is None:
+        return "unknown"
+    return ("~" if one.usage.is_list_price else "") + money(one.amount_cents, one.usage.price.currency)
 
 
 def as_records(usages: Sequence[ValuedUsage]) -> list[dict[str, Any]]:
@@ -51,7 +57,8 @@ def as_records(usages: Sequence[ValuedUsage]) -> list[dict[str, Any]]:
             "tokens": one.usage.token_count,
             "amount_cents": one.amount_cents,
             "currency": one.usage.price and one.usage.price.currency,
-            "price_id": one.usage.price and one.usage.price.id,
+            "price_id": None if one.usage.is_list_price else one.usage.price and one.usage.price.id,
+            "is_list_price": one.usage.is_list_price,
             "billed_tokens_of_the_period": one.usage.billed_tokens,
         }
         for one in usages

@@ -1,26 +1,34 @@
 """The stages as Airflow tasks call them: windows from runs or as text, the ways out from Airflow's connections, and counts back for
 XCom."""
 
+import logging
 from datetime import datetime
 from typing import Any
 
 from airflow.sdk import Context
 from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.log import mask_secret
 
 from billing_airflow.connections import billing_clock, billing_db, newest_billing_db, stripe_target
 from billing_airflow.variables import AirflowVariables
+from billing_airflow.webhook_secrets import WEBHOOK_SECRET_VARIABLE, find_webhook_secrets
 from token_billing.adapters.database import Connect
-from token_billing.errors import SendingPaused
+from token_billing.catalog_plan import Wanted
+from token_billing.errors import FactsUnknown, SendingPaused
 from token_billing.model import Shard
-from token_billing.settings import PushSettings, shards_for
+from token_billing.settings import PushSettings, price_overrides, shards_for
 from token_billing.stages import cancel_surplus as cancelling
 from token_billing.stages import check_conservation as checking
 from token_billing.stages import freeze as freezing
 from token_billing.stages import hold, late_usage
 from token_billing.stages import mark_billed as marking
 from token_billing.stages import push as pushing
+from token_billing.stages import set_up_stripe as setting_up
+from token_billing.stages import sync_subscriptions as syncing
 from token_billing.stages.adopt import adopt_if_new
 from token_billing.windows import Window, window_of
+
+log = logging.getLogger(__name__)
 
 
 def run_window(context: Context) -> str:
@@ -28,9 +36,23 @@ def run_window(context: Context) -> str:
     return window_of(context.get("data_interval_start"), context.get("data_interval_end")).start.isoformat()
 
 
+def await_facts(window: str) -> bool:
+    """Whether it is known which subscriptions began, changed and ended up to the window's end."""
+    return _facts_are_known(_window(window))
+
+
 def late_windows() -> list[str]:
-    """The starts of the closed windows that hold something left to bill."""
-    return [window.start.isoformat() for window in late_usage.late_windows(_adopted_db(), billing_clock())]
+    """The starts of the closed windows that hold something left to bill, and of which the facts are known."""
+    late = late_usage.late_windows(_adopted_db(), billing_clock())
+    return [window.start.isoformat() for window in late if _known_or_overdue(window)]
+
+
+def sync_subscriptions() -> dict[str, int]:
+    """Follows Stripe's subscriptions; returns how many events were handled, and how many tenants' billing changed."""
+    target = stripe_target()
+    settings = PushSettings.from_environment(target.secret_key)
+    done = syncing.sync_subscriptions(_adopted_db(), target, billing_clock(), settings, price_overrides())
+    return {"events": done.event_count, "tenants": len(done.tenants)}
 
 
 def future_usage() -> dict[str, int]:
@@ -92,6 +114,42 @@ def mark_billed(window: str) -> dict[str, int]:
 def check_conservation(window: str) -> dict[str, int]:
     """The window's tokens by what became of them."""
     return checking.check_conservation(newest_billing_db(), _window(window))
+
+
+def plan_set_up(context: Context) -> str:
+    """What an apply would do at Stripe, as a diff."""
+    return str(setting_up.plan_set_up(_adopted_db(), stripe_target(), _wanted(context), billing_clock()))
+
+
+def apply_set_up(context: Context) -> str:
+    """Has Stripe's account hold the catalogue; returns what was done, as a diff. Skipped unless the run's params ask for it."""
+    if not context["params"]["apply"]:
+        raise AirflowSkipException("this run only plans; trigger another with `apply` switched on to carry the plan out")
+    return str(setting_up.apply_set_up(_adopted_db(), stripe_target(), _wanted(context), billing_clock(), _keep_webhook_secret))
+
+
+def _wanted(context: Context) -> Wanted:
+    url = (context["params"]["webhook_url"] or "").strip() or None
+    return Wanted(price_overrides(), webhook_url=url, secret_is_known=url is not None and bool(find_webhook_secrets()))
+
+
+def _keep_webhook_secret(secret: str) -> None:
+    mask_secret(secret)  # whatever logs it later shows stars
+    AirflowVariables().write(WEBHOOK_SECRET_VARIABLE, secret, "The signing secret of Stripe's webhook endpoint, kept by set_up_stripe")
+
+
+def _facts_are_known(window: Window) -> bool:
+    target = stripe_target()
+    settings = PushSettings.from_environment(target.secret_key)
+    return syncing.facts_are_known(_adopted_db(), target, window, billing_clock(), settings, price_overrides())
+
+
+def _known_or_overdue(window: Window) -> bool:
+    try:
+        return _facts_are_known(window)
+    except FactsUnknown as unknown:  # its own run has told of it
+        log.warning("%s", unknown)
+        return True
 
 
 def _adopted_db() -> Connect:

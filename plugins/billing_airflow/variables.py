@@ -18,9 +18,10 @@ class AirflowVariables:
         """The text last written; None where there is none. Raises where that cannot be told."""
         return _of_task(name) if _in_a_task() else _stored(name)
 
-    def write(self, name: str, text: str) -> None:
+    def write(
+        self, name: str, text: str, description: str = "Kept by the billing pipeline, do not edit: see its runbook, Restored databases"
+    ) -> None:
         """Keeps the text, whatever was kept before."""
-        description = "Kept by the billing pipeline, do not edit: see its runbook, Restored databases"
         if _in_a_task():
             Variable.set(name, text, description=description)
         else:

@@ -10,6 +10,7 @@ import pytest
 
 from sandbox.airflow_runs import AirflowRuns
 from sandbox.environment import ROOT
+from token_billing.windows import Window
 from world import World, now
 
 #: What the fixture `airflow` runs.
@@ -27,7 +28,7 @@ def test_a_run_bills_its_hour(world: World, airflow: AirflowRuns) -> None:
     world.use("b", 7)
     world.use("b", 100, at=world.window.start - timedelta(microseconds=1))
     run = airflow.run(world.window.end)
-    assert states(run) == dict.fromkeys(("freeze", "push", "mark_billed", "check_conservation"), "success")
+    assert states(run) == dict.fromkeys(("await_facts", "freeze", "push", "mark_billed", "check_conservation"), "success")
     assert world.marked() == world.at_stripe() == {"a": 5, "b": 7}
 
 
@@ -72,6 +73,7 @@ def test_a_run_without_stripe_fails_and_a_later_one_bills(
 ) -> None:
     """The failed task's message names the connection; nothing is marked; the run fails, though marking and the leaf's rules let
     the other tasks go on."""
+    world.window = Window(world.window.start - timedelta(hours=1))  # nothing is waited for any more
     world.link("a")
     world.use("a", 5)
     right = os.environ["AIRFLOW_CONN_STRIPE_DEFAULT"]
@@ -82,7 +84,8 @@ def test_a_run_without_stripe_fails_and_a_later_one_bills(
     )
     monkeypatch.setenv("AIRFLOW_CONN_STRIPE_DEFAULT", wrong)
     run = airflow.run(world.window.end)
-    assert (str(run.state), states(run)["push"]) == ("failed", "failed")
+    assert str(run.state) == "failed"
+    assert [states(run)[task] for task in ("await_facts", "freeze", "push")] == ["failed", "success", "failed"]
     assert world.marked() == {}
     assert any("BILLING ALERT" in line and "stripe_default" in line for line in caplog.messages)
     monkeypatch.setenv("AIRFLOW_CONN_STRIPE_DEFAULT", right)

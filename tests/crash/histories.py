@@ -17,9 +17,10 @@ import psycopg
 import stripe
 from benchmarks.seed_job import seed_job
 
-from crash import oracle
+from crash import oracle, subscription_oracle
 from crash.backups import back_up, restore
 from crash.faults import Kill
+from crash.following import Sync
 from crash.network import SyncTransport, doors
 from crash.planner import make_plan
 from crash.plans import (
@@ -46,12 +47,20 @@ from crash.plans import (
 from crash.result import Result
 from crash.scene import Scene
 from crash.stripe_account import StripeAccount
+from crash.syncs import Syncs
 from crash.workers import LATE_COMMIT_S, WORKER, Connection, Pool, Worker
 from sandbox.kept_in_files import KeptInFiles
 from sandbox.stripe_simulator.process import StripeSimulator
 from token_billing.adapters.stripe_gateway import StripeTarget
-from token_billing.errors import NothingToRecover, ReportsLeftOver, RestoredDatabase, SendingPaused, StripeUnavailable, WindowStillOpen
-from token_billing.model import Clock, Shard
+from token_billing.errors import (
+    NothingToRecover,
+    ReportsLeftOver,
+    RestoredDatabase,
+    SendingPaused,
+    StripeUnavailable,
+    WindowStillOpen,
+)
+from token_billing.model import Clock, Shard, Sink
 from token_billing.settings import Gates, PushSettings
 from token_billing.stages.check_conservation import check_conservation
 from token_billing.stages.freeze import freeze
@@ -103,8 +112,16 @@ class Histories:
         self._late_commits: list[threading.Timer] = []
         for kept in self._folder.iterdir():
             kept.unlink()
-        self._scene = Scene(self._pool, self._account, plan.unlinked_kind, self._figures)
+        usage_records = plan.usage_records and self._subject == "product"
+        self._sink = Sink.USAGE_RECORDS if usage_records else Sink.BILLING_METERS
+        self._figures["histories with usage records"] += usage_records
+        following = plan.following if self._subject == "product" else None
+        self._figures["histories with subscriptions"] += following is not None
+        self._scene = Scene(self._pool, self._account, plan.unlinked_kind, self._figures, usage_records=usage_records, following=following)
+        self._syncs = self._new_syncs()
         try:
+            if self._syncs:
+                self._syncs.sync(Sync(0))  # from the start
             for step in plan.steps:
                 self._do(step)
             self._heal()
@@ -118,7 +135,7 @@ class Histories:
     def _do(self, step: Step) -> None:
         match step:
             case Pass(minutes):
-                self._scene.pass_time(timedelta(minutes=minutes))
+                (self._syncs.pass_planned if self._syncs else self._scene.pass_time)(timedelta(minutes=minutes))
             case Record():
                 self._scene.record(step)
             case EndWriter(writer, commit):
@@ -147,16 +164,21 @@ class Histories:
     # --- runs ---
 
     def _bill(self, step: Bill) -> None:
-        if len(step.runs) == 1 and not step.acts:
+        if len(step.runs) == 1 and not step.acts and not (self._syncs and step.syncs):
             return self._run(step.runs[0])
         self._figures["runs beside another"] += len(step.runs) if len(step.runs) > 1 else 0
         # Time stands still while several are at work.
         threads = [threading.Thread(target=self._run, args=(replace(run, pauses=()),)) for run in step.runs]
         threads += [threading.Thread(target=self._act, args=(act,)) for act in step.acts]
+        if self._syncs:
+            threads += [threading.Thread(target=self._syncs.sync, args=(sync,)) for sync in step.syncs]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
+
+    def _pass_time(self, span: timedelta) -> None:
+        (self._syncs or self._scene).pass_time(span)
 
     def _restore(self, step: Restore) -> None:
         """As the runbook says: whoever meets the copy is refused, then somebody recovers it."""
@@ -166,6 +188,7 @@ class Histories:
         self._pool.close()
         restore(self._dsn)
         self._scene.restored = True
+        self._scene.people.hear_everything_again()
         if self._subject == "replaced":
             return
         self._run(replace(step.meeting_it, pauses=()))
@@ -202,7 +225,7 @@ class Histories:
                 self._replaced_job(worker)
             elif self._is_newest(worker):
                 self._hours(worker, run)
-        self._scene.pass_time(until - self._scene.now)  # the plan goes on at the same time, wherever the run was killed
+        self._pass_time(max(timedelta(), until - self._scene.now))  # the plan goes on at the same time, wherever the run was killed
 
     @contextmanager
     def _working(self, what: str, kill: Kill | None, run: Run | None = None) -> Iterator[Worker]:
@@ -255,21 +278,12 @@ class Histories:
         def connect() -> Connection:
             return self._pool.connect(worker)
 
-        settings = PushSettings(
-            largest_chunk=3,
-            calls_per_second=5000,
-            reads_per_second=5000,
-            concurrency=8,
-            tries=run.tries,
-            backoff_s=0.001,
-            lease=timedelta(seconds=20),
-            gates=Gates(self._plan.gate_tokens),
-        )
-        keeper = KeptInFiles(self._folder)
-        target = StripeTarget(self._simulator.api_key, self._simulator.base_url, sandbox=True, timeout_s=5)
+        settings, target, keeper = self._settings(run.tries), self._target, KeptInFiles(self._folder)
         if run.first_stage == "freeze":
+            if self._syncs and run.awaits_facts:
+                self._syncs.await_facts(worker, window, clock)
             freeze(connect, window, clock)
-            self._scene.pass_time(next(pauses, timedelta()))
+            self._pass_time(next(pauses, timedelta()))
         for number in range(run.shard_count) if run.first_stage != "mark_billed" else ():
             try:
                 push(connect, target, window, Shard(number, run.shard_count), clock, settings, keeper)
@@ -281,9 +295,39 @@ class Histories:
                 if "was disowned" not in str(refusal):
                     raise
                 self._figures["answers about what was disowned meanwhile"] += 1
-        self._scene.pass_time(next(pauses, timedelta()))
+        self._pass_time(next(pauses, timedelta()))
         mark_billed(connect, window, clock)
         check_conservation(connect, window)
+
+    @property
+    def _target(self) -> StripeTarget:
+        return StripeTarget(self._simulator.api_key, self._simulator.base_url, sandbox=True, timeout_s=5)
+
+    def _new_syncs(self) -> Syncs | None:
+        return self._scene.subscribers and Syncs(
+            self._scene.subscribers,
+            self._scene,
+            self._pool,
+            self._target,
+            self._settings(),
+            self._account.price_overrides,
+            self._figures,
+            lambda what, run: self._working(what, run.kill, run),
+            self._wait_for_late_commits,
+        )
+
+    def _settings(self, tries: int = 1) -> PushSettings:
+        return PushSettings(
+            largest_chunk=3,
+            calls_per_second=5000,
+            reads_per_second=5000,
+            concurrency=8,
+            tries=tries,
+            backoff_s=0.001,
+            lease=timedelta(seconds=20),
+            gates=Gates(self._plan.gate_tokens),
+            sink=self._sink,
+        )
 
     def _replaced_job(self, worker: Worker) -> None:
         base = self._simulator.base_url
@@ -326,12 +370,14 @@ class Histories:
         self._scene.let_everything_arrive()
         self._scene.network.outage, self._scene.clock_off = None, timedelta()
         self._act(Resume())
-        self._scene.pass_time(timedelta(hours=2))  # what a clock ahead of its time froze is over, too
+        self._pass_time(timedelta(hours=2))  # what a clock ahead of its time froze is over, too
         if self._subject == "replaced":
             return self._run(Run(None))
         unchanged = 0
         for _ in range(MOST_ROUNDS):
             before = self._ledger()
+            if self._syncs:
+                self._syncs.sync(Sync(0))
             self._scene.people.notice_everything()
             self._act(Revoke())
             self._act(Decide(self._plan.last_decisions))
@@ -344,7 +390,7 @@ class Histories:
                 break  # what is left waits for a person
             if self._left():
                 self._figures["days of read-backs"] += 1
-                self._scene.pass_time(timedelta(hours=25))
+                self._pass_time(timedelta(hours=25))
         settled, events = self._ledger(), self._account.meter_events()
         for window in sorted(self._scene.windows):
             self._run(Run(self._hour(window)))
@@ -380,6 +426,14 @@ class Histories:
                 self._problem(problem)
 
     def _judge(self) -> None:
+        if self._scene.subscribers:
+            with self._pool.connect() as db:
+                record, final_at = self._scene.subscribers.record, self._scene.subscribers.final_invoices()
+                judged = subscription_oracle.judge(db, self._account.meter_events(), record, final_at, self._scene.now)
+            self._figures.update(judged.figures)
+            self._scene.allowed.not_billed_ids |= judged.aside_ids
+            for problem in judged.problems:
+                self._problem(problem)
         with self._pool.connect() as db:
             verdict = oracle.Verdict(
                 db, self._account.meter_events(), self._scene.group_of, self._scene.allowed, restored=self._scene.restored

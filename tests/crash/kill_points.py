@@ -33,6 +33,7 @@ from sandbox.services import prepare_billing_database
 from sandbox.stripe_simulator.process import StripeSimulator
 from token_billing.adapters.database import Connection
 from token_billing.errors import BillingError, ReportsLeftOver, StripeUnavailable
+from token_billing.model import Sink
 from token_billing.windows import HOUR, Window
 from world import SETTINGS, World
 
@@ -188,15 +189,15 @@ class Hour(World):
 class KillPoints:
     """Kills runs, and looks at what is left when others have healed what they left behind."""
 
-    def __init__(self, dsn: str, simulator: StripeSimulator) -> None:
-        self.figures = Figures()
+    def __init__(self, dsn: str, simulator: StripeSimulator, sink: Sink = Sink.BILLING_METERS) -> None:
+        self.figures, self._sink = Figures(), sink
         self._connections, self._simulator = KeptConnections(dsn), simulator
         self._time = simulator.now().replace(minute=5, second=0, microsecond=0) + HOUR
         self._hours: list[Hour] = []
         simulator.set_clock(self._time)
         # the hours go on for longer than billing periods do, and all of them are to be billed
         simulator.settings(invoice_grace_seconds=timedelta(days=3650).total_seconds())
-        link_all(World(dsn, simulator))
+        link_all(World(dsn, simulator, sink=sink))
 
     def places(self, scenario: Scenario) -> list[str]:
         """What the scenario's run passes when nobody kills it."""
@@ -225,6 +226,8 @@ class KillPoints:
         events: defaultdict[int, list[tuple[str, str, int]]] = defaultdict(list)
         for event in self._simulator.iterate_meter_events():
             events[event["timestamp"] // 3600].append((event["customer"], event["identifier"], int(event["value"])))
+        for record in self._simulator.usage_records():
+            events[record["timestamp"] // 3600].append((record["customer"], record["idempotency_key"], record["quantity"]))
         for hour in self._hours:
             self._compare(hour, events.pop(int(hour.window.start.timestamp()) // 3600, []))
         if events:
@@ -246,7 +249,13 @@ class KillPoints:
         starts = [self._time.replace(minute=0) - (n + 1) * HOUR for n in range(count)]
         hours = [
             Hour(
-                self._connections.dsn, self._simulator, Window(start), lambda: self._time, connections=self._connections, scenario=scenario
+                self._connections.dsn,
+                self._simulator,
+                Window(start),
+                lambda: self._time,
+                sink=self._sink,
+                connections=self._connections,
+                scenario=scenario,
             )
             for start in starts
         ]
@@ -257,14 +266,15 @@ class KillPoints:
                 hour.bill()
                 hour.use_all(LATE_TOKENS)
         if scenario is Scenario.NEW_GENERATION:
-            self._simulator.seed_faults(1, {"reset_before_effect": 1.0})
+            path = "/v1/billing/meter_events" if self._sink is Sink.BILLING_METERS else "/v1/subscription_items"
+            self._simulator.seed_faults(1, {"reset_before_effect": 1.0}, path=path)
             for hour in hours:
                 hour.freeze()
                 with suppress(StripeUnavailable):
                     hour.push(replace(SETTINGS, tries=1))
             self._simulator.clear_faults()
             self._pass(timedelta(hours=21))  # too late for a blind resend: the first look at the summaries finds nothing
-            for hour in hours:
+            for hour in hours if self._sink is Sink.BILLING_METERS else ():  # a usage record would simply be sent
                 with suppress(ReportsLeftOver):
                     hour.push()
             self._pass(timedelta(hours=25))  # the second look, a day later, is what the killed run begins with
@@ -333,11 +343,11 @@ class KillPoints:
 # --- make kill-points ---------------------------------------------------------------------------------------------------
 
 
-def kill_everywhere(dsn: str, job: int, jobs: int, pairs: int | None) -> Figures:
+def kill_everywhere(dsn: str, job: int, jobs: int, pairs: int | None, sink: Sink) -> Figures:
     """One of so many jobs that share all places and pairs, or so many pairs, of each scenario, with a simulator of its own."""
     logging.disable(logging.WARNING)
     with StripeSimulator.start() as simulator:
-        proof = KillPoints(dsn, simulator)
+        proof = KillPoints(dsn, simulator, sink)
         for scenario in Scenario:
             places = proof.places(scenario)
             healing = proof.one_deep(scenario, places[job::jobs])
@@ -353,6 +363,7 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     jobs: Annotated[int, typer.Option(min=1, help="Processes that share the work, each with a database of its own.")] = 2,
     pairs: Annotated[int | None, typer.Option(min=0, help="A sample of so many pairs of each scenario; without it, all.")] = None,
+    sink: Annotated[Sink, typer.Option(help="Where usage is reported.")] = Sink.BILLING_METERS,
 ) -> None:
     """Kill a run at every place, and the run that heals it at every place of its own; exit 0 only if nothing is lost or doubled."""
     kept = {name: value for name, value in without_stripe(os.environ).items() if not name.lower().endswith("_proxy")}
@@ -370,7 +381,7 @@ def main(
         databases = [postgres.recreate_database(f"kill_points_{job}") for job in range(jobs)]
         for dsn in databases:
             prepare_billing_database(dsn)
-        for result in [processes.submit(kill_everywhere, dsn, job, jobs, pairs) for job, dsn in enumerate(databases)]:
+        for result in [processes.submit(kill_everywhere, dsn, job, jobs, pairs, sink) for job, dsn in enumerate(databases)]:
             figures.add(result.result())
     for scenario in Scenario:
         print(f"{scenario}: killed at {figures.points[scenario]:,} places, and at {figures.pairs[scenario]:,} pairs of places")

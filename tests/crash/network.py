@@ -35,7 +35,7 @@ class Request(NamedTuple):
 
     @property
     def reports_usage(self) -> bool:
-        return self.method == "post" and self.path == "/v1/billing/meter_events"
+        return self.method == "post" and (self.path == "/v1/billing/meter_events" or self.path.endswith("/usage_records"))
 
     @property
     def path(self) -> str:
@@ -43,6 +43,9 @@ class Request(NamedTuple):
 
     @property
     def customer(self) -> str:
+        """The customer of a meter event, or the item of a usage record."""
+        if self.path.endswith("/usage_records"):
+            return self.path.split("/")[3]
         return parse_qs(str(self.body)).get("payload[stripe_customer_id]", [""])[0]
 
 

@@ -15,28 +15,31 @@ import psycopg
 from crash.plans import GROUPS, LINKED, UNLINKED
 from crash.stripe_account import FOREIGN
 
-#: Which report each row belongs to: that of the first fence that sees it, of its tenant and hour. What every report must hold by its
+#: Which report each row belongs to: that of the first fence that sees it, of its tenant, hour and side. What every report must hold by its
 #: rows, what it says it holds, and how many of those rows and tokens are marked; a row that no fence has seen belongs to none.
 HOLDINGS = """
 WITH row AS (
-    SELECT usage.tenant_id, date_trunc('hour', usage.created_at, 'UTC') AS window_start,
+    SELECT usage.tenant_id, usage.created_at, date_trunc('hour', usage.created_at, 'UTC') AS window_start,
            usage.input_tokens::bigint + usage.output_tokens AS tokens, usage.billed,
            (SELECT min(fence.revision) FROM billing.fence
             WHERE fence.window_start = date_trunc('hour', usage.created_at, 'UTC')
               AND pg_visible_in_snapshot(usage.recorded_xid, fence.snapshot)) AS revision
     FROM token_usage usage
 ), held AS (
-    SELECT tenant_id, window_start, coalesce(revision, -1) AS revision, count(*) AS row_count, sum(tokens)::bigint AS token_count,
+    SELECT row.tenant_id, row.window_start, coalesce(row.revision, -1) AS revision, report.id AS report_id,
+           count(*) AS row_count, sum(tokens)::bigint AS token_count,
            count(*) FILTER (WHERE billed) AS marked_count, coalesce(sum(tokens) FILTER (WHERE billed), 0)::bigint AS marked_tokens
     FROM row
-    GROUP BY 1, 2, 3
+    LEFT JOIN billing.usage_report report
+      ON report.tenant_id = row.tenant_id AND report.window_start = row.window_start AND report.revision = row.revision
+     AND report.side_start <= row.created_at AND row.created_at < report.side_end
+    GROUP BY 1, 2, 3, 4
 )
 SELECT coalesce(held.tenant_id, report.tenant_id), coalesce(held.window_start, report.window_start), report.identifier, report.state,
        coalesce(held.row_count, 0), coalesce(held.token_count, 0), coalesce(held.marked_count, 0), coalesce(held.marked_tokens, 0),
        report.row_count, report.token_count, held.revision = -1
 FROM held
-FULL JOIN billing.usage_report report
-  ON report.tenant_id = held.tenant_id AND report.window_start = held.window_start AND report.revision = held.revision
+FULL JOIN billing.usage_report report ON report.id = held.report_id
 """
 
 REPORTS = """
@@ -86,6 +89,8 @@ class Allowed:
 
     refused_ids: set[int] = field(default_factory=set)
     kept_aside_ids: set[int] = field(default_factory=set)
+    #: Not people's decision: nothing billed the tenant then, or its invoice was final.
+    not_billed_ids: set[int] = field(default_factory=set)
 
 
 def of_this_ledger(events: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
@@ -232,6 +237,7 @@ class Verdict:
         return report.state == "quarantined" and (
             (report.quarantine_reason == "refused_at_gate" and report.id in self._allowed.refused_ids)
             or (report.quarantine_reason == "disowned" and report.id in self._allowed.kept_aside_ids)
+            or report.id in self._allowed.not_billed_ids
         )
 
     def _is_unclear(self, report: Report) -> bool:

@@ -3,11 +3,14 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
+from itertools import combinations
+from typing import NamedTuple
 
-from crash.oracle import Allowed
+from crash.oracle import Allowed, of_this_ledger
 from crash.plans import Act, Decide, Pause, Relink, Resume, Revoke
-from crash.stripe_account import Link
+from crash.stripe_account import Link, StripeAccount
 from crash.workers import Connection
 from token_billing.errors import DecisionRefused, NotRevocable, PauseRefused
 from token_billing.model import Disowned, RevocationCause
@@ -17,16 +20,44 @@ from token_billing.stages.revoke import revoke
 
 WHO = "a person"
 
+#: The reports of a report's customer, meter and hour that Stripe may count.
+REPORTS_OF_ITS_HOUR = """
+SELECT other.id, other.customer_id, other.event_name, other.window_start, date_trunc('minute', other.event_time, 'UTC'), other.state,
+       other.token_count, first.message LIKE 'the database was restored%%',
+       ARRAY(SELECT identifier FROM billing.push_attempt WHERE report_id = other.id)
+FROM billing.usage_report report
+JOIN billing.usage_report other USING (customer_id, event_name, window_start)
+JOIN billing.push_attempt first ON first.report_id = other.id AND first.attempt = 1
+WHERE report.id = %s AND other.state IN ('sending', 'accepted', 'billed', 'unresolved')
+"""
+
+
+class ReportOfItsHour(NamedTuple):
+    """A report of the same customer, meter and hour."""
+
+    id: int
+    customer_id: str
+    event_name: str
+    window_start: datetime
+    minute: datetime
+    state: str
+    token_count: int
+    #: Whether the time that a restore lost may have dated it otherwise.
+    dated_anew: bool | None
+    #: Under which it was sent, as far as this database knows.
+    identifiers: list[str]
+
 
 class People:
     """They notice what Stripe disowns, and remember what they decided."""
 
-    def __init__(self, figures: Counter[str], links: Mapping[str, tuple[Link, ...]], allowed: Allowed) -> None:
+    def __init__(self, figures: Counter[str], links: Mapping[str, tuple[Link, ...]], allowed: Allowed, account: StripeAccount) -> None:
         self.noticed: set[str] = set()
         self.unnoticed: set[str] = set()
+        self._dealt_with: set[str] = set()
         #: Each tenant's customers of its group's, the one it is linked to first.
         self.links = dict(links)
-        self._figures, self._allowed = figures, allowed
+        self._figures, self._allowed, self._account = figures, allowed, account
 
     def do(self, act: Act, connect: Callable[[], Connection], clock: Callable[[], datetime]) -> None:
         """Whatever comes too late, because somebody did it already or nothing asks for it, is refused and changes nothing."""
@@ -45,6 +76,11 @@ class People:
                 self._relink(tenant, connect)
             case Revoke(resend):
                 self._revoke(resend, connect, clock)
+
+    def hear_everything_again(self) -> None:
+        """Stripe, or whoever looks through its news, tells a restored database once more what was disowned."""
+        self.noticed |= self._dealt_with
+        self._dealt_with.clear()
 
     def notice_everything(self) -> None:
         self.noticed |= self.unnoticed
@@ -91,7 +127,47 @@ class People:
             if not resend:
                 self._allowed.kept_aside_ids.add(report_id)
             news = Disowned(report_id, RevocationCause.ERROR_REPORT, "meter_event_customer_not_found: No such customer", identifier)
-            with suppress(NotRevocable):
-                done = revoke(connect, news, clock, revoked_by=WHO, resend=resend)
-                self._figures["reports revoked" if done.reason is None else "reports revoked and kept aside"] += 1
+            try:
+                self._take_back(news, resend, connect, clock)
+            except NotRevocable as refusal:
+                if "--missing-in-summary" in str(refusal):
+                    missing = self._is_missing(report_id, connect)
+                    if missing is None:
+                        continue
+                    self._figures[f"restored reports found {'missing' if missing else 'counted'} at Stripe"] += 1
+                    if missing:
+                        self._take_back(replace(news, cause=RevocationCause.SETTLED_SUMMARY), resend, connect, clock)
             self.noticed.discard(identifier)
+            self._dealt_with.add(identifier)
+
+    def _take_back(self, news: Disowned, resend: bool, connect: Callable[[], Connection], clock: Callable[[], datetime]) -> None:
+        done = revoke(connect, news, clock, revoked_by=WHO, resend=resend)
+        self._figures["reports revoked" if done.reason is None else "reports revoked and kept aside"] += 1
+
+    def _is_missing(self, report_id: int, connect: Callable[[], Connection]) -> bool | None:
+        """As the runbook says: which reports make up what Stripe counts in the report's minute, or in its hour where its minute is not
+        sure? Whether this one is not among them; None where that cannot be told yet."""
+        with connect() as db:
+            of_its_hour = [ReportOfItsHour(*row) for row in db.execute(REPORTS_OF_ITS_HOUR, (report_id,))]
+        (report,) = (report for report in of_its_hour if report.id == report_id)
+        start, span = (report.window_start, timedelta(hours=1)) if report.dated_anew else (report.minute, timedelta(minutes=1))
+        there = [other for other in of_its_hour if report.dated_anew or other.minute == report.minute]
+        if any(other.state == "sending" for other in there):
+            return None
+        doubtful = [other for other in there if other.state == "unresolved" or not self.noticed.isdisjoint(other.identifiers)]
+        sure = sum(other.token_count for other in there if other not in doubtful)
+        counted = self._counted(report, start, span)
+        for how_many in range(len(doubtful) + 1):
+            for some in combinations(doubtful, how_many):
+                if sure + sum(other.token_count for other in some) == counted:
+                    return report not in some
+        return None
+
+    def _counted(self, report: ReportOfItsHour, start: datetime, span: timedelta) -> int:
+        """What Stripe counts in that time, without what another system reported, which that one's owner knows."""
+        return sum(
+            int(event["value"])
+            for event in of_this_ledger(self._account.meter_events())
+            if (event["customer"], event["event_name"], event["status"]) == (report.customer_id, report.event_name, "accepted")
+            and start.timestamp() <= event["timestamp"] < (start + span).timestamp()
+        )

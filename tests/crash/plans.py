@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 from crash.faults import Kill, RunTroubles
+from crash.following import Following, Sync
 
 #: Tenants by who pays for them: a group's tokens go to the group's customers and to nobody else's, whatever is relinked.
 GROUPS = {"a": "ab", "b": "ab", "c": "c", "d": "d", "e": "e"}
@@ -21,7 +22,7 @@ EPOCH = datetime(2026, 3, 1, tzinfo=UTC)
 DAY = 24 * 60
 
 #: Tenant, minute of its event since the history's beginning, input and output tokens.
-Row = tuple[str, int, int, int]
+Row = tuple[str, float, int, int]
 
 #: Where a run begins; clearing a task in Airflow clears those behind it too.
 Stage = Literal["freeze", "push", "mark_billed"]
@@ -145,14 +146,17 @@ class Run:
     pauses: tuple[int, ...] = ()
     first_stage: Stage = "freeze"
     clock_off: int = 0
+    #: Where subscriptions are followed, it asks first whether the facts are known, as the DAGs do.
+    awaits_facts: bool = True
 
 
 @dataclass(frozen=True)
 class Bill:
-    """Runs, all at once, and what people do meanwhile."""
+    """Runs, all at once, and what people do and syncs do meanwhile."""
 
     runs: tuple[Run, ...]
     acts: tuple[Act, ...] = ()
+    syncs: tuple[Sync, ...] = ()
 
 
 Step = Pass | Record | EndWriter | Outage | ClockJump | Disown | Foreign | BackUp | Restore | Act | Bill
@@ -167,3 +171,7 @@ class Plan:
     gate_tokens: int | None = None
     #: What is decided, in turn, about what is still held at the history's end.
     last_decisions: tuple[bool, ...] = (True,)
+    #: Reports go to usage records of the legacy metered billing system instead of meters.
+    usage_records: bool = False
+    #: What happens at Stripe where the tenants' subscriptions are followed.
+    following: Following | None = None

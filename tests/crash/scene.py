@@ -1,14 +1,16 @@
 """Where a history happens: its time, its tenants and what they use, Stripe's account and the network before it."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 from crash import oracle
+from crash.following import Change, Following
 from crash.network import Network
 from crash.people import People
 from crash.plans import EPOCH, GROUPS, LINKED, RELINKED, UNLINKED, Disown, Record
-from crash.stripe_account import StripeAccount
+from crash.stripe_account import Link, StripeAccount
+from crash.subscribers import Subscribers
 from crash.workers import Connection, Pool
 from token_billing.windows import Window
 
@@ -19,7 +21,16 @@ LEDGER_ID = "00000000-0000-4000-8000-000000000001"
 class Scene:
     """The scene of one history, empty at first."""
 
-    def __init__(self, pool: Pool, account: StripeAccount, unlinked_kind: str, figures: Counter[str]) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        account: StripeAccount,
+        unlinked_kind: str,
+        figures: Counter[str],
+        *,
+        usage_records: bool,
+        following: Following | None,
+    ) -> None:
         self.now = EPOCH
         #: By how much every worker's clock is wrong.
         self.clock_off = timedelta()
@@ -33,7 +44,12 @@ class Scene:
         self._writers: dict[int, Connection] = {}
         self._foreign_count = 0
         self._empty()
-        self._link(unlinked_kind)
+        #: Where subscriptions are followed.
+        self.subscribers = Subscribers(account, following, figures) if following else None
+        if self.subscribers is None:
+            self._link(unlinked_kind, usage_records)
+        else:
+            self._subscribe(self.subscribers, unlinked_kind)
 
     def close(self) -> None:
         for writer in self._writers.values():
@@ -56,18 +72,38 @@ class Scene:
                 (LEDGER_ID,),
             )
 
-    def _link(self, unlinked_kind: str) -> None:
+    def _link(self, unlinked_kind: str, usage_records: bool) -> None:
         """Two tenants share a customer; some have another one to be relinked to."""
         owners = [tenant for tenant in LINKED if tenant != "b"]
-        made = self._account.reset(EPOCH, [*owners, *(f"{tenant} again" for tenant in RELINKED)])
+        made = self._account.reset(EPOCH, [*owners, *(f"{tenant} again" for tenant in RELINKED)], usage_records)
         links = {tenant: (made[tenant if tenant != "b" else "a"],) for tenant in LINKED}
         self.people = People(
-            self._figures, links | {tenant: (*links[tenant], made[f"{tenant} again"]) for tenant in RELINKED}, self.allowed
+            self._figures, links | {tenant: (*links[tenant], made[f"{tenant} again"]) for tenant in RELINKED}, self.allowed, self._account
         )
         self.group_of = {link.customer_id: GROUPS[tenant] for tenant, of in self.people.links.items() for link in of}
-        numbers = {link.customer_id: 2 * ord(tenant) + n for tenant, of in self.people.links.items() for n, link in enumerate(of)}
-        self.network.customer_numbers = numbers
-        rows = [(tenant, link.customer_id, link.subscription_id, link.usage_item_id) for tenant, (link,) in links.items()]
+        numbers = {link: 2 * ord(tenant) + n for tenant, of in self.people.links.items() for n, link in enumerate(of)}
+        self.network.customer_numbers = {name: n for link, n in numbers.items() for name in (link.customer_id, link.usage_item_id)}
+        self._add_tenants({tenant: link for tenant, (link,) in links.items()}, unlinked_kind)
+
+    def _subscribe(self, subscribers: Subscribers, unlinked_kind: str) -> None:
+        """Every tenant has a customer of its own, and most have a subscription."""
+        self._account.reset(EPOCH, [])
+        links = subscribers.begin(LINKED)
+        self.people = People(self._figures, {tenant: (link,) for tenant, link in links.items() if link}, self.allowed, self._account)
+        self.learn_customers()
+        self._add_tenants(links, unlinked_kind)
+
+    def learn_customers(self) -> None:
+        """Whose the customers are that subscribers have by now."""
+        assert self.subscribers is not None
+        self.group_of = {customer: GROUPS[tenant] for customer, tenant in self.subscribers.tenant_of.items()}
+        self.network.customer_numbers = {customer: 2 * ord(tenant) for customer, tenant in self.subscribers.tenant_of.items()}
+
+    def _add_tenants(self, links: Mapping[str, Link | None], unlinked_kind: str) -> None:
+        rows: list[tuple[str | None, ...]] = [
+            (tenant, link.customer_id, link.subscription_id, link.usage_item_id) if link else (tenant, None, None, None)
+            for tenant, link in links.items()
+        ]
         with self._pool.connect() as db:
             if unlinked_kind != "unknown tenant":
                 rows.append((UNLINKED, "cus_without_item" if unlinked_kind == "no subscription item" else None, None, None))
@@ -83,6 +119,12 @@ class Scene:
         self.now += span
         self._account.set_clock(self.now)
 
+    def change(self, change: Change) -> None:
+        """A customer does something at Stripe, now."""
+        assert self.subscribers is not None
+        self.subscribers.do(change, self.now)
+        self.learn_customers()
+
     def let_everything_arrive(self) -> None:
         for _, late in self.network.under_way:
             self._figures["effects after recovery began"] += 1
@@ -91,7 +133,7 @@ class Scene:
 
     def record(self, step: Record) -> None:
         times = [EPOCH + timedelta(minutes=minute, seconds=7) for _, minute, _, _ in step.rows]
-        self.windows |= {Window(at.replace(minute=0, second=0)) for at in times}
+        self.windows |= {Window(at.replace(minute=0, second=0, microsecond=0)) for at in times}
         late = sum(at < self.now.replace(minute=0, second=0) for at in times)
         db = self._pool.connect()
         db.execute(
@@ -130,7 +172,8 @@ class Scene:
             self._figures["foreign events"] += 1
             self._foreign_count += 1
             at = EPOCH + timedelta(minutes=minute, seconds=15)
-            self._account.report_foreign(self._foreign_count, self.people.links[tenant][0], at, tokens)
+            if tenant in self.people.links:
+                self._account.report_foreign(self._foreign_count, self.people.links[tenant][0], at, tokens)
 
     def disown(self, step: Disown) -> None:
         ours = oracle.of_this_ledger(self._account.meter_events())

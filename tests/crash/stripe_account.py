@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any, BinaryIO
 from urllib.parse import urlencode, urlsplit
 
+from sandbox.stripe_simulator import LEGACY_API_VERSION
 from sandbox.stripe_simulator.process import StripeSimulator
 
 #: A foreign reporter's identifiers begin so, and nobody else's.
@@ -38,6 +39,9 @@ class StripeAccount:
         self._stream: BinaryIO | None = None
         self._headers = {"Authorization": f"Bearer {simulator.api_key}", "Content-Type": "application/x-www-form-urlencoded"}
         self._lock = threading.Lock()
+        self._usage_records = False
+        #: The two metered prices, and the event names of their meters.
+        self.plans: list[tuple[str, str]] = []
 
     def close(self) -> None:
         if self._stream is not None:
@@ -45,11 +49,13 @@ class StripeAccount:
         if self._socket is not None:
             self._socket.close()
 
-    def reset(self, clock: datetime, customers: Sequence[str]) -> dict[str, Link]:
-        """An empty account with a customer and a subscription for each name, in turn to one of two metered prices."""
+    def reset(self, clock: datetime, customers: Sequence[str], usage_records: bool = False) -> dict[str, Link]:
+        """An empty account with a customer and a subscription for each name, in turn to one of two metered prices, which are backed by
+        meters or, for `usage_records`, by none."""
         self._control("POST", "/simulator/reset", {"clock": _text(clock)})
-        plans = [self._plan(name) for name in ("bundled", "pure")]
-        return {name: self._subscribe(name, *plans[number % 2]) for number, name in enumerate(customers)}
+        self._usage_records = usage_records
+        self.plans = [self._legacy_plan(name) if usage_records else self._plan(name) for name in ("bundled", "pure")]
+        return {name: self._subscribe(name, *self.plans[number % 2]) for number, name in enumerate(customers)}
 
     def _plan(self, name: str) -> tuple[str, str]:
         """A metered price with a meter of its own; returns the price's id and the meter's event name."""
@@ -78,16 +84,46 @@ class StripeAccount:
         )
         return price["id"], event_name
 
+    def _legacy_plan(self, name: str) -> tuple[str, str]:
+        """A metered price of the legacy metered billing system, with periods that outlast every history; it has no event name."""
+        parameters = {
+            "currency": "usd",
+            "product_data[name]": name,
+            "recurring[interval]": "year",
+            "recurring[usage_type]": "metered",
+            "unit_amount_decimal": "0.002",
+        }
+        headers = {**self._headers, "Stripe-Version": LEGACY_API_VERSION}
+        return _checked(*self._exchange("POST", "/v1/prices", urlencode(parameters), headers))["id"], ""
+
     def _subscribe(self, name: str, price: str, event_name: str) -> Link:
         customer = self._create("customers", {"name": name})
         subscription = self._create("subscriptions", {"customer": customer["id"], "items[0][price]": price})
         return Link(customer["id"], subscription["id"], subscription["items"]["data"][0]["id"], event_name)
 
+    @property
+    def price_overrides(self) -> dict[str, str]:
+        """The two metered prices by the catalogue's names."""
+        return {f"managed_ai_{name}": price for name, (price, _) in zip(("bundled", "pure"), self.plans, strict=True)}
+
     def set_clock(self, now: datetime) -> None:
         self._control("POST", "/simulator/clock", {"now": _text(now)})
 
     def meter_events(self) -> list[dict[str, Any]]:
-        """Every event received, in that order, with `status` accepted where it counts."""
+        """Every event received, in that order, with `status` accepted where it counts. Usage records, where those are in use, are told
+        as events that all count, under the name of the report that set them last."""
+        if self._usage_records:
+            return [
+                {
+                    "identifier": str(record["idempotency_key"]).partition("#")[0],
+                    "customer": record["customer"],
+                    "event_name": "",
+                    "timestamp": record["timestamp"],
+                    "value": str(record["quantity"]),
+                    "status": "accepted",
+                }
+                for record in self._control("GET", "/simulator/usage_records")["data"]
+            ]
         return self._control("GET", "/simulator/meter_events")["data"]  # type: ignore[no-any-return]
 
     def disown(self, identifiers: Sequence[str]) -> None:
@@ -105,6 +141,24 @@ class StripeAccount:
                 "payload[value]": tokens,
             },
         )
+
+    def post(self, resource: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """What customers, or the shop for them, do."""
+        return self._create(resource, parameters)
+
+    def get(self, resource: str) -> dict[str, Any]:
+        return _checked(*self._exchange("GET", f"/v1/{resource}", "", self._headers))
+
+    def cancel(self, subscription_id: str) -> None:
+        """At once, with a last invoice."""
+        _checked(*self._exchange("DELETE", f"/v1/subscriptions/{subscription_id}?invoice_now=true", "", self._headers))
+
+    def complete_checkout(self, session_id: str) -> dict[str, Any]:
+        """The customer pays; returns the session."""
+        return self._control("POST", "/simulator/checkout/complete", {"session": session_id})
+
+    def change_settings(self, **settings: float) -> None:
+        self._control("POST", "/simulator/settings", settings)
 
     def deliver(self, path: str, body: str, headers: Mapping[str, str]) -> None:
         """A request arrives whose answer nobody waits for."""

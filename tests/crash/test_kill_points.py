@@ -6,6 +6,7 @@ import pytest
 
 from crash.kill_points import KillPoints, Scenario, different
 from sandbox.stripe_simulator.process import StripeSimulator
+from token_billing.model import Sink
 
 #: `make kill-points` kills at all places and all pairs of them; here the first run alone dies everywhere, the others in samples.
 PLACES_OF_ANOTHER_SCENARIO = 40
@@ -25,6 +26,19 @@ def test_a_run_killed_anywhere_is_finished_by_the_next(scenario: Scenario, billi
     assert not figures.problems
     assert (figures.lost_tokens, figures.doubled_tokens) == (0, 0)
     assert figures.outlived <= 0.05 * len(places), "most runs pass the place at which they were to be killed"
+
+
+@pytest.mark.parametrize("scenario", Scenario)
+def test_a_run_that_sends_usage_records_killed_anywhere_is_finished_by_the_next(
+    scenario: Scenario, billing_dsn: str, simulator: StripeSimulator
+) -> None:
+    """The same for the other sink, whose reports are set again and never get another name."""
+    proof = KillPoints(billing_dsn, simulator, Sink.USAGE_RECORDS)
+    places = Random(1).sample(proof.places(scenario), PLACES_OF_ANOTHER_SCENARIO)
+    proof.one_deep(scenario, places)
+    figures = proof.close()
+    assert not figures.problems
+    assert (figures.lost_tokens, figures.doubled_tokens) == (0, 0)
 
 
 def test_a_healing_run_killed_anywhere_is_healed_by_a_third(billing_dsn: str, simulator: StripeSimulator) -> None:

@@ -158,7 +158,7 @@ def test_the_operators_connections_and_settings_reach_every_airflow_service(comp
     connections = {"AIRFLOW_CONN_BILLING_DB", "AIRFLOW_CONN_STRIPE_DEFAULT", "AIRFLOW_CONN_ALERTS"}
     speeds = {f"BILLING_{name}" for name in ("STRIPE_CALLS_PER_SECOND", "STRIPE_READS_PER_SECOND", "PUSH_CONCURRENCY", "LEASE_SECONDS")}
     gates = {"BILLING_GATE_TOKENS", "BILLING_GATE_TIMES_HISTORY"}
-    assert handed_on == connections | prices | speeds | gates | {"STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET"}
+    assert handed_on == connections | prices | speeds | gates | {"STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET", "BILLING_SINK"}
 
 
 def test_the_example_env_file_names_every_variable_and_fills_in_none_that_is_secret():
@@ -180,7 +180,7 @@ for name in sorted(os.environ):
         print("READ", connection.conn_id, connection.conn_type, bool(connection.password))
 """
     printed = in_airflow(code, tmp_path, **examples)
-    assert re.findall(r"READ (.*)", printed) == ["alerts generic True", "billing_db postgres True", "stripe_default generic True"]
+    assert re.findall(r"READ (.*)", printed) == ["alerts generic True", "billing_db postgres True", "stripe_default stripe True"]
 
 
 def test_the_image_has_the_airflow_and_python_that_the_lock_was_made_for():

@@ -18,10 +18,30 @@ SURPLUS = (
     "INSERT INTO billing.surplus (report_id, identifier, token_count, how, found_at, attempt_count, attempted_at, {}) "
     "SELECT id, 'i', 5, 'read_back', now(), {} FROM billing.usage_report WHERE tenant_id = 'a'"
 )
+NEWS = "INSERT INTO billing.discrepancy (cause, found_at, {}) VALUES ('{}', now(), {})"
+LINKED = (
+    "INSERT INTO billing.subscription_link (subscription_id, tenant_id, customer_id, linked_at) VALUES ('sub', 't', 'cus', now()); "
+    "INSERT INTO billing.subscription_period (tenant_id, subscription_id, customer_id, usage_item_id, price_id, period_start, period_end, "
+    "billed_from, billed_until) VALUES "
+)
+PERIOD = "('t', 'sub', 'cus', 'si', 'p', '2026-01-01', '2026-02-01', '2026-01-{}', '2026-{}')"
+EXCLUDED = "INSERT INTO billing.excluded_tenant (tenant_id, reason, excluded_by, excluded_from, excluded_until) VALUES "
 DISCREPANCY = "(1, 'rows_changed', 1, 1, 1, 1, now())"
 
 #: By constraint, what only it refuses.
 REFUSED = {
+    "about_something": NEWS.format("tenant_id", "link_conflict", "NULL"),
+    "changed_rows_are_counted": NEWS.format("report_id", "rows_changed", "1"),
+    "resolved_at_a_time": NEWS.format("tenant_id, resolved_by", "link_conflict", "'t', 'ann'"),
+    "one_open_discrepancy_per_object_and_cause": NEWS.format("tenant_id", "link_conflict", "'t'), ('link_conflict', now(), 't'"),
+    "inside_its_period": LINKED + PERIOD.format("10", "02-02"),
+    "one_item_at_a_time": LINKED + PERIOD.format("10", "01-20") + ", " + PERIOD.format("19", "01-21"),
+    "excluded_for_a_time": EXCLUDED + "('t', 'internal', 'ann', '2026-01-02', '2026-01-02')",
+    "excluded_once_at_a_time": EXCLUDED + "('t', 'internal', 'ann', '2026-01-01', NULL), ('t', 'internal', 'ann', '2026-01-02', NULL)",
+    "one_newest_price_by_name": (
+        "INSERT INTO billing.catalogue_price (price_id, name, is_newest, learned_at) "
+        "VALUES ('p', 'solo', true, now()), ('q', 'solo', true, now())"
+    ),
     "pin_is_whole": "UPDATE billing.ledger SET pinned_at = NULL",
     "later_epochs_are_recoveries": "UPDATE billing.ledger SET epoch = 2",
     "no_account_without_mode": "INSERT INTO billing.ledger (system_identifier, adopted_at, stripe_account_id) VALUES (1, now(), 'x')",
@@ -41,6 +61,11 @@ REFUSED = {
     "side_inside_window": ANOTHER.format("'c'", "side_end + interval '1 second'", "revision"),
     "event_inside_side": FROZEN.format("event_time = side_end"),
     "attempted_whole": FROZEN.format("attempt_count = 1"),
+    "meters_have_a_meter": FROZEN.format("event_name = 'e'"),
+    "one_usage_record_per_item_and_time": (
+        "UPDATE billing.usage_report SET sink = 'usage_records', customer_id = 'c', usage_item_id = 'si', event_time = side_start, "
+        "meter_id = NULL, event_name = NULL, attempt_count = 1, first_attempted_at = now()"
+    ),
     "only_attempts_arrive": FROZEN.format("may_have_arrived = true"),
     "only_the_unresolved_are_absent": FROZEN.format("absent_since = now()"),
     "an_answer_needs_an_attempt": FROZEN.format("state = 'unresolved'"),

@@ -7,8 +7,9 @@ import pytest
 
 from token_billing.adapters import sending, surplus
 from token_billing.adapters.database import Connection
+from token_billing.doubtful import DoubtfulReport
 from token_billing.errors import StripeUnavailable
-from token_billing.model import Accepted, AttemptResult, DoubtfulReport, Outcome, Rejected, Shard, Undelivered, Unresolved
+from token_billing.model import Accepted, AttemptResult, Outcome, Rejected, Shard, Undelivered, Unresolved
 from token_billing.surplus import Cancellation, Cancelled, NotCancellable, StillSurplus
 from world import World, now
 

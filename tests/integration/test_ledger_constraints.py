@@ -97,7 +97,15 @@ def test_an_impossible_state_is_refused(frozen: World, change: str) -> None:
         frozen.sql(f"UPDATE billing.usage_report SET {change}")
 
 
-@pytest.mark.parametrize("change", ["customer_id = 'cus_other'", "event_time = event_time + interval '1 minute'", "event_name = 'x'"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "customer_id = 'cus_other'",
+        "event_time = event_time + interval '1 minute'",
+        "event_name = 'x'",
+        "sink = 'usage_records', meter_id = NULL, event_name = NULL",
+    ],
+)
 def test_the_first_attempt_fixes_where_a_report_goes(frozen: World, change: str) -> None:
     """A retry repeats what was attempted, not what the tenant points at today."""
     frozen.link("a")

@@ -15,7 +15,7 @@ from token_billing.errors import ReportsLeftOver, StripeRefusesKey, StripeUnavai
 from token_billing.model import Shard, StripeAccount
 from token_billing.stages.push import push
 from unreliable_network import UnreliableNetwork, unreliable_network
-from world import SETTINGS, World, now
+from world import SETTINGS, World, both_sinks, now
 
 RATE_LIMITED = {"status": 429, "error": {"type": "invalid_request_error", "code": "rate_limit", "message": "Too many requests"}}
 NO_METER = {"status": 400, "error": {"type": "invalid_request_error", "message": "No active meter found"}}
@@ -33,6 +33,7 @@ def network(world: World) -> Iterator[UnreliableNetwork]:
         yield network
 
 
+@both_sinks
 @pytest.mark.parametrize(
     "trouble",
     [
@@ -52,9 +53,10 @@ def test_a_passing_trouble_is_overcome_within_the_task(world: World, network: Un
     network.troubles.extend([trouble] * 2)
     world.bill()
     assert world.marked() == world.at_stripe() == {"a": 5}
-    assert len(world.simulator.meter_events()) == 1
+    assert world.received() == [5]
 
 
+@both_sinks
 @pytest.mark.parametrize(
     "trouble",
     ["answer lost", "request lost", "garbled answer", "answer cut off", NOT_STRIPE, BROKEN, {**BROKEN, "after": True}],
@@ -72,9 +74,10 @@ def test_a_lasting_trouble_leaves_the_report_unresolved_and_a_later_run_bills_it
     network.always = "ok"
     world.bill()
     assert world.marked() == world.at_stripe() == {"a": 5}
-    assert len(world.simulator.meter_events()) == 1
+    assert world.received() == [5]
 
 
+@both_sinks
 def test_a_replayed_error_is_not_met_under_the_same_key_twice(world: World, network: UnreliableNetwork) -> None:
     """Stripe stores a 500 for its key and would replay it for a day; the identifier alone de-duplicates."""
     network.troubles.extend([{**BROKEN, "after": True}, {**BROKEN, "headers": {"Idempotent-Replayed": "true"}}])
@@ -93,6 +96,7 @@ def test_waiting_as_long_as_stripe_asks(world: World, network: UnreliableNetwork
     assert time.monotonic() - began >= 2
 
 
+@both_sinks
 def test_a_refused_report_is_rejected_and_the_others_are_billed(world: World, network: UnreliableNetwork) -> None:
     """Its tokens are shown as quarantined, the task fails so that somebody is told, and nothing is sent again."""
     world.link("b")
@@ -109,6 +113,7 @@ def test_a_refused_report_is_rejected_and_the_others_are_billed(world: World, ne
     assert all(one.holds for one in world.conservation())
 
 
+@both_sinks
 def test_whatever_stripe_says_can_be_recorded(world: World, network: UnreliableNetwork) -> None:
     """NUL, half a surrogate pair, a very long message: the outcome is written down all the same."""
     said = {"type": "invalid_request_error", "message": "nul \0 half \ud800 long " + "x" * 100_000}
@@ -119,6 +124,7 @@ def test_whatever_stripe_says_can_be_recorded(world: World, network: UnreliableN
     assert world.states() == {"a": "rejected"}
 
 
+@both_sinks
 def test_a_refusal_after_an_unknown_attempt_is_no_rejection(world: World, network: UnreliableNetwork) -> None:
     """The first request may have arrived: only Stripe's own figures can tell."""
     network.troubles.extend(["answer lost", NO_METER])
@@ -190,6 +196,7 @@ def test_the_age_is_checked_again_before_each_write(world: World, network: Unrel
     assert world.states() == {"a": "unresolved"}
 
 
+@both_sinks
 def test_a_wrong_key_fails_naming_the_connection_and_a_later_run_bills(world: World) -> None:
     """Nothing is noted, sent or marked."""
     world.link("a")
@@ -203,6 +210,7 @@ def test_a_wrong_key_fails_naming_the_connection_and_a_later_run_bills(world: Wo
     assert world.marked() == world.at_stripe() == {"a": 5}
 
 
+@both_sinks
 def test_an_unreachable_stripe_fails_naming_the_connection_and_a_later_run_bills(world: World) -> None:
     """The same where nobody listens."""
     world.link("a")
@@ -217,6 +225,7 @@ def test_an_unreachable_stripe_fails_naming_the_connection_and_a_later_run_bills
     assert world.marked() == world.at_stripe() == {"a": 5}
 
 
+@both_sinks
 def test_a_key_revoked_in_the_middle_of_a_push_leaves_reports_to_be_sent(world: World, network: UnreliableNetwork) -> None:
     """Stripe did nothing with them, so however late the key is mended they are sent, not read back."""
     network.always = {"status": 401, "error": {"type": "invalid_request_error", "message": "Expired API Key"}}
@@ -269,6 +278,7 @@ def test_a_push_waits_for_a_customer_that_another_run_holds(world: World) -> Non
     assert world.states() == {"a": "accepted"}
 
 
+@both_sinks
 def test_no_request_starts_that_could_outlast_its_lease(world: World, network: UnreliableNetwork) -> None:
     """With a lease no longer than a time-out nothing may be sent, and the report stays to be sent."""
     world.freeze()

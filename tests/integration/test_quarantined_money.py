@@ -26,7 +26,7 @@ def aside(world: World) -> World:
     world.link("a")
     for window, at, usage in (
         (Window(datetime(2025, 10, 16, 9, tzinfo=UTC)), datetime(2025, 10, 16, 11, tzinfo=UTC), {"a": 4_000_000}),
-        (LAST, PERIOD_END + 2 * HOUR, {"a": 1_000_000, "ghost": 70}),
+        (LAST, PERIOD_END + 2 * HOUR, {"a": 1_000_000, "ghost": 70_000}),
         (Window(LAST.start - HOUR), PERIOD_END + 3 * HOUR, {"a": 2_000_000}),
     ):
         world.set_time(at)
@@ -43,7 +43,7 @@ def test_what_is_quarantined_is_worth_what_it_would_have_added(aside: World) -> 
     assert (too_late.usage.reason, too_late.usage.tenant_id, too_late.amount_cents) == ("period_invoiced", "a", 1000)
     assert (too_late.usage.hour_count, too_late.usage.token_count, too_late.usage.billed_tokens) == (2, 3_000_000, 4_000_000)
     assert too_late.usage.period == (BEGUN, PERIOD_END) and too_late.usage.is_billing_period
-    assert (ghost.usage.reason, ghost.usage.tenant_id, ghost.amount_cents) == ("unknown_tenant", "ghost", None)
+    assert (ghost.usage.reason, ghost.usage.tenant_id, ghost.amount_cents) == ("unknown_tenant", "ghost", 140)  # the list price: $0.00002
     assert ghost.usage.period.start == datetime(2025, 11, 1, tzinfo=UTC) and not ghost.usage.is_billing_period
 
 
@@ -68,19 +68,19 @@ def test_the_operator_sees_reason_tenant_hours_tokens_and_money(aside: World, mo
     assert table.exit_code == 0, table.output
     rows = [line.split() for line in table.stdout.splitlines()]
     assert ["period_invoiced", "a", "2025-10-15", "2", "3,000,000", "10.00", "USD"] in rows
-    assert ["unknown_tenant", "ghost", "~2025-11", "1", "70", "unknown"] in rows
-    assert table.stdout.rstrip().endswith("3,000,070 tokens worth 10.00 USD and an unknown amount for 70 of them in all")
+    assert ["unknown_tenant", "ghost", "~2025-11", "1", "70,000", "~1.40", "USD"] in rows
+    assert table.stdout.rstrip().endswith("3,070,000 tokens worth 11.40 USD in all")
     listed = json.loads(CliRunner().invoke(app, ["quarantined", "--json"]).stdout)
     assert [(one["reason"], one["tokens"], one["amount_cents"], one["currency"], one["period_is"]) for one in listed] == [
         ("period_invoiced", 3_000_000, 1000, "usd", "billing_period"),
-        ("unknown_tenant", 70, None, None, "calendar_month"),
+        ("unknown_tenant", 70_000, 140, "usd", "calendar_month"),
     ]
 
 
 def test_a_push_that_quarantines_says_so_in_tokens_and_money(aside: World, caplog: pytest.LogCaptureFixture) -> None:
     """Once: the next push of the same hour has nothing new to tell."""
     aside.use("a", 2_000_000)
-    aside.use("ghost", 5)
+    aside.use("ghost", 5_000)
     for hours in (4, 5):
         aside.clock = lambda hours=hours: PERIOD_END + hours * HOUR  # type: ignore[misc]
         with caplog.at_level(logging.WARNING):
@@ -88,5 +88,5 @@ def test_a_push_that_quarantines_says_so_in_tokens_and_money(aside: World, caplo
     told = [record.getMessage().partition("quarantined as ")[2] for record in caplog.records]
     assert [one for one in told if one] == [
         "period_invoiced: 2,000,000 tokens worth 5.00 USD, of 'a'",
-        "unknown_tenant: 5 tokens worth an unknown amount, of 'ghost'",
+        "unknown_tenant: 5,000 tokens worth 0.10 USD, of 'ghost'",
     ]

@@ -20,7 +20,7 @@ print("ANSWER", json.dumps({
     "errors": errors,
     "listeners": listeners,
     "run_as_plugins": sorted({"alerts", "alert_listener", "alert_delivery"} & set(sys.modules)),
-    "heavy": sorted({"apprise", "pandas", "stripe"} & (set(sys.modules) - before)),
+    "heavy": sorted({"apprise", "fastapi", "pandas", "psycopg_pool", "stripe"} & (set(sys.modules) - before)),
 }))
 """
     ended = subprocess.run([sys.executable, "-c", code], env=private_airflow.environ, capture_output=True, text=True, timeout=60)

@@ -7,8 +7,11 @@ from datetime import datetime
 
 import psutil
 import pytest
+import stripe
 
+from sandbox.environment import SECRET_KEY
 from stack_fixture import DAG_ID, SandboxStack
+from token_billing.catalog import PURE
 from token_billing.windows import HOUR
 
 pytestmark = pytest.mark.slow
@@ -38,6 +41,16 @@ def test_usage_goes_on_arriving(stack: SandboxStack) -> None:
     question = "SELECT arrived_until > now() - interval '15 seconds' FROM sandbox.live_usage"
     with stack.billing() as db:
         assert db.execute(question).fetchone() == (True,)
+
+
+def test_what_happens_at_stripe_is_kept_by_the_webhook(stack: SandboxStack) -> None:
+    """And the subscriptions that the sandbox linked itself are followed."""
+    client = stripe.StripeClient(SECRET_KEY, base_addresses={"api": stack.simulator_base()}).v1
+    [price] = client.prices.list({"lookup_keys": [PURE.lookup_key]}).data
+    subscription = client.subscriptions.create({"customer": client.customers.create().id, "items": [{"price": price.id}]})
+    kept = "SELECT bool_or(came_by = 'webhook') FROM billing.stripe_event WHERE subscription_id = %s"
+    stack.wait_until(kept, [subscription.id])
+    stack.wait_until("SELECT count(*) = (SELECT count(*) FROM tenants) FROM billing.subscription_link")
 
 
 def test_only_this_machine_reaches_the_sandbox(stack: SandboxStack) -> None:

@@ -24,7 +24,7 @@ def every_route(billing, raw, simulator) -> list[tuple[str, str, dict]]:
     meter, spare_meter = billing.meter(), billing.meter("spare")
     customer, spare = billing.customer(), billing.customer()
     price, metered = billing.price(), billing.metered_price(meter)
-    draft, other, unpaid = drafts_of_a_past_period(billing, raw, simulator, metered)
+    draft, other, unpaid, uncollectible = drafts_of_a_past_period(billing, raw, simulator, metered)
     now = simulator.now()
     product = raw.post("/v1/products", {"name": "x"}).body["id"]
     subscription = billing.subscription(customer, price, **{"items[1][price]": metered})
@@ -34,6 +34,11 @@ def every_route(billing, raw, simulator) -> list[tuple[str, str, dict]]:
     third = billing.price()
     billing.send(customer, 1, now, "disowned")
     [report] = simulator.disown(["disowned"])
+    endpoint = raw.post("/v1/webhook_endpoints", {"url": "https://example.com/hook", "enabled_events[]": "*"}).body["id"]
+    checkout = {"mode": "subscription", "success_url": "https://example.com", "line_items[0][price]": metered}
+    bought, abandoned = (raw.post("/v1/checkout/sessions", checkout).body["id"] for _ in range(2))
+    simulator.complete_checkout(bought)
+    event = raw.get("/v1/events").body["data"][0]["id"]
     return [
         ("GET", "/v1/invoices", {"status": "draft", "expand[]": "data.customer", "created[gte]": start}),
         ("GET", f"/v1/invoices/{draft}", {}),
@@ -42,6 +47,38 @@ def every_route(billing, raw, simulator) -> list[tuple[str, str, dict]]:
         ("POST", f"/v1/invoices/{draft}/finalize", {}),
         ("POST", f"/v1/invoices/{other}/pay", {}),
         ("POST", f"/v1/invoices/{unpaid}/void", {}),
+        ("POST", f"/v1/invoices/{uncollectible}/mark_uncollectible", {}),
+        ("GET", "/v1/events", {"types[]": "customer.created", "created[gte]": start, "delivery_success": "false"}),
+        ("GET", f"/v1/events/{event}", {}),
+        (
+            "POST",
+            "/v1/webhook_endpoints",
+            {"url": "https://example.com/", "enabled_events[]": "invoice.paid", "description": "x", "metadata[a]": "b"},
+        ),
+        ("GET", "/v1/webhook_endpoints", {"limit": 3}),
+        ("GET", f"/v1/webhook_endpoints/{endpoint}", {}),
+        ("POST", f"/v1/webhook_endpoints/{endpoint}", {"disabled": "true", "enabled_events[]": "*", "url": "https://example.com/b"}),
+        ("DELETE", f"/v1/webhook_endpoints/{endpoint}", {}),
+        (
+            "POST",
+            "/v1/checkout/sessions",
+            {
+                **checkout,
+                "line_items[1][price]": price,
+                "line_items[1][quantity]": 2,
+                "client_reference_id": "tenant",
+                "customer_email": "a@example.com",
+                "metadata[a]": "b",
+                "subscription_data[metadata][c]": "d",
+                "subscription_data[trial_period_days]": 3,
+                "expand[]": "line_items",
+            },
+        ),
+        ("GET", "/v1/checkout/sessions", {"status": "complete", "expand[]": "data.subscription"}),
+        ("GET", f"/v1/checkout/sessions/{bought}", {"expand[]": "invoice"}),
+        ("POST", f"/v1/checkout/sessions/{bought}", {"metadata[a]": "b"}),
+        ("GET", f"/v1/checkout/sessions/{bought}/line_items", {"limit": 1}),
+        ("POST", f"/v1/checkout/sessions/{abandoned}/expire", {}),
         ("GET", "/v1/account", {}),
         ("GET", "/v2/core/events", {"object_id": meter, "types[]": "v1.billing.meter.error_report_triggered", "limit": 5}),
         ("GET", f"/v2/core/events/{report}", {}),
@@ -81,16 +118,16 @@ def every_route(billing, raw, simulator) -> list[tuple[str, str, dict]]:
         ("GET", f"/v1/subscription_items/{item}", {}),
         ("POST", f"/v1/subscription_items/{item}", {"quantity": 2}),
         ("DELETE", f"/v1/subscription_items/{item}", {"proration_behavior": "none"}),
-        ("DELETE", f"/v1/subscriptions/{subscription['id']}", {}),
+        ("DELETE", f"/v1/subscriptions/{subscription['id']}", {"invoice_now": "true"}),
     ]
 
 
-def drafts_of_a_past_period(billing, raw, simulator, metered) -> tuple[str, str, str]:
-    """Two drafts and an open invoice, of usage a month ago; the clock stands at that month's end."""
+def drafts_of_a_past_period(billing, raw, simulator, metered) -> tuple[str, str, str, str]:
+    """Two drafts and two open invoices, of usage a month ago; the clock stands at that month's end."""
     ids = []
     begun = simulator.now()
     subscriptions = [
-        billing.subscription(billing.customer(), metered, collection_method="send_invoice", days_until_due=3)["id"] for _ in range(3)
+        billing.subscription(billing.customer(), metered, collection_method="send_invoice", days_until_due=3)["id"] for _ in range(4)
     ]
     for subscription in subscriptions:
         billing.send(raw.get(f"/v1/subscriptions/{subscription}").body["customer"], 10_000_000, begun)
@@ -98,8 +135,9 @@ def drafts_of_a_past_period(billing, raw, simulator, metered) -> tuple[str, str,
     for subscription in subscriptions:
         listed = raw.get("/v1/invoices", {"subscription": subscription, "status": "draft"})
         ids.append(listed.body["data"][0]["id"])
-    assert raw.post(f"/v1/invoices/{ids[2]}/finalize").body["status"] == "open"
-    return ids[0], ids[1], ids[2]
+    for invoice in ids[2:]:
+        assert raw.post(f"/v1/invoices/{invoice}/finalize").body["status"] == "open"
+    return ids[0], ids[1], ids[2], ids[3]
 
 
 def test_every_route_answers_as_stripe_describes(billing, raw, simulator, recording):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -96,6 +97,24 @@ def test_a_reset_survives_a_kill_too(make_raw, make_billing, tmp_path, now):
         assert second.now() == now - timedelta(days=1)
         data = make_raw(second).get("/v1/customers").body["data"]
         assert [one["id"] for one in data] == [customer]
+
+
+def test_a_journal_of_an_older_version_is_understood(make_raw, make_billing, tmp_path, now):
+    """It lacks what objects hold since then; a subscription goes on where its last invoice left it."""
+    first = StripeSimulator.start(state_dir=tmp_path, clock=now)
+    subscription = make_billing(first).subscription(make_billing(first).customer(), make_billing(first).price())["id"]
+    first.kill()
+    journal = tmp_path / "journal.jsonl"
+    newer = {"left_charges", "rolled_over_at", "price_since", "marked_uncollectible_at", "pause_behavior"}
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    for change in [change for line in lines for change in line if change[0] == "put"]:
+        change[2] = {name: value for name, value in change[2].items() if name not in newer}
+    older = [[change for change in line if change[:2] != ["put", "events"]] for line in lines]
+    journal.write_text("".join(json.dumps(line) + "\n" for line in older))
+    with StripeSimulator.start(state_dir=tmp_path, clock=now) as second:
+        second.set_clock(now + timedelta(days=70))
+        invoices = make_raw(second).get("/v1/invoices", {"subscription": subscription}).body["data"]
+        assert [one["billing_reason"] for one in invoices] == ["subscription_cycle", "subscription_cycle", "subscription_create"]
 
 
 def test_a_torn_last_line_is_cut_off(make_raw, tmp_path, now):

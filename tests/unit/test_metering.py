@@ -9,20 +9,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from token_billing import metering
+from token_billing.doubtful import DoubtfulReport, ReadBack
 from token_billing.model import (
     Accepted,
     Answer,
     Destination,
-    DoubtfulReport,
     Meter,
     NoAnswer,
     QuarantineReason,
-    ReadBack,
     Rejected,
     SendableReport,
+    Sink,
     Undelivered,
     Unresolved,
 )
+from token_billing.periods import BillingPeriod
 from token_billing.windows import Side, Window
 
 WINDOW = Window(datetime(2026, 3, 1, 10, tzinfo=UTC))
@@ -147,17 +148,23 @@ def test_a_report_that_may_have_arrived_is_resent_only_while_stripe_surely_knows
     assert metering.may_be_sent(attempted, WINDOW.start, False, after), "nothing has arrived, so there is nothing to recognise"
 
 
+def test_a_usage_record_is_sent_again_at_any_age() -> None:
+    """It is set at a second of its own, and whether its period is over is for Stripe to say."""
+    record = REPORT._replace(destination=Destination("cus_1", "si_1", None), attempt_count=1, first_attempted_at=NOW)
+    assert metering.may_be_sent(record, WINDOW.start, True, NOW + timedelta(days=300))
+    assert metering.cannot_be_sent(metering.LARGEST_VALUE + 1, NOW, NOW, Sink.USAGE_RECORDS) is QuarantineReason.TOO_MANY_DIGITS
+
+
 DOUBTFUL = DoubtfulReport(
     id=1,
     tenant_id="a",
     side=WINDOW.whole,
     span=WINDOW.whole,
+    destination=REPORT.destination,
     revision=0,
     generation=0,
     token_count=5,
-    customer_id="cus_1",
-    meter_id="mtr_1",
-    event_name="tokens",
+    event_time=WINDOW.start,
     forgotten=False,
     absent_since=None,
     other_tokens=8,
@@ -186,3 +193,13 @@ def test_an_absence_is_proven_by_a_day_of_it() -> None:
         (NOW - timedelta(hours=24), ReadBack.PROVEN_ABSENT),
     ):
         assert metering.judge_read_back(replace(DOUBTFUL, absent_since=absent_since), 8, NOW) is verdict
+
+
+def test_what_a_period_lacks_is_proven_absent_a_day_after_its_end() -> None:
+    """Nothing more of it is taken then; what it holds besides what is known is for a person all the same."""
+    period = BillingPeriod(WINDOW.start - timedelta(days=30), WINDOW.end)
+    day_later = WINDOW.end + metering.ABSENCE
+    assert metering.judge_read_back(DOUBTFUL, 8, day_later, period) is ReadBack.PROVEN_ABSENT
+    assert metering.judge_read_back(DOUBTFUL, 8, day_later - timedelta(seconds=1), period) is ReadBack.ABSENT
+    assert metering.judge_read_back(DOUBTFUL, 9, day_later, period) is ReadBack.UNCLEAR
+    assert metering.judge_read_back(DOUBTFUL, 16, day_later, period) is ReadBack.PRESENT

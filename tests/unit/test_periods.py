@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from token_billing.adapters.stripe_objects import invoiced_by, present_period, terms_of
+from token_billing.adapters.stripe_gateway.objects import invoiced_by, present_period, terms_of
 from token_billing.periods import DRAFT_IS_FRESH, BillingPeriod, FinalPeriods, InvoicedPeriod
 from token_billing.rating import amount_cents
 

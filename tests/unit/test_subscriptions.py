@@ -1,14 +1,11 @@
 """Which item bills when, whatever the order in which Stripe's news comes."""
 
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from itertools import pairwise, permutations
 from typing import Any
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from token_billing.periods import BillingPeriod
-from token_billing.subscriptions import Snapshot, Told, billed_periods, snapshot_of, timeline
+from token_billing.subscriptions import BilledPeriod, Snapshot, Told, billed_periods, differ_from, snapshot_of, timeline
 
 START = datetime(2026, 1, 31, 10, 0, tzinfo=UTC)
 MONTHS = [START, datetime(2026, 2, 28, 10, tzinfo=UTC), datetime(2026, 3, 31, 10, tzinfo=UTC), datetime(2026, 4, 30, 10, tzinfo=UTC)]
@@ -129,11 +126,27 @@ def test_events_of_one_second_stand_behind_the_one_whose_outcome_they_found() ->
         assert [one[0] for one in spans(order)] == [BUNDLED, BUNDLED]
 
 
-@settings(max_examples=300)
-@given(st.permutations([CREATED, CHANGED, BACK, RENEWED, DELETED, READ]), st.data())
-def test_the_order_and_the_number_of_news_do_not_matter(order: list[Snapshot], data: st.DataObject) -> None:
-    repeated = [one for one in order for _ in range(data.draw(st.integers(1, 10)))]
-    assert spans(repeated) == spans([CREATED, CHANGED, BACK, RENEWED, DELETED, READ])
+def test_a_renewal_and_a_change_of_one_second_happen_one_after_the_other() -> None:
+    """Both found the same item at the same price; only its periods tell which came first."""
+    boundary = MONTHS[1]
+    renewal = told(Told.UPDATED, boundary, item(BUNDLED, 1), before=[item(BUNDLED, 0)])
+    change = told(Told.UPDATED, boundary, item("price_a", 1), before=[item(BUNDLED, 1)])
+    for order in ([CREATED, renewal, change], [CREATED, change, renewal]):
+        assert spans(order)[:2] == [(BUNDLED, START, boundary, period(0)), ("price_a", boundary, MONTHS[2], period(1))]
+
+
+def test_every_event_of_one_second_finds_its_place() -> None:
+    """Of two that could come first, the one that leaves the other's way open."""
+    there = told(Told.UPDATED, CHANGE, item("price_a"), before=[item(BUNDLED)])
+    back = told(Told.UPDATED, CHANGE, item(BUNDLED), before=[item("price_a")])
+    away = told(Told.UPDATED, CHANGE, item("price_0"), before=[item(BUNDLED)])
+    assert {spans([CREATED, *order])[1][0] for order in permutations([there, back, away])} == {"price_0"}
+
+
+def test_the_order_and_the_number_of_news_do_not_matter() -> None:
+    """All orders of six, each ten times."""
+    six = [CREATED, CHANGED, BACK, RENEWED, DELETED, READ]
+    assert {str(spans(list(order) * 10)) for order in permutations(six)} == {str(spans(six))}
 
 
 def test_without_a_metered_item_nothing_is_billed() -> None:
@@ -148,3 +161,16 @@ def test_of_two_subscriptions_at_once_one_prevails() -> None:
     assert overlapping == [("sub_1", "sub_2")]
     assert all(one.billed_until <= following.billed_from for one, following in pairwise(merged))
     assert merged[-1] == other[-1]._replace(billed_from=END)
+
+
+def test_timelines_differ_from_the_first_instant_that_another_item_or_price_bills() -> None:
+    def billed(snapshots: list[Snapshot]) -> list[BilledPeriod]:
+        return billed_periods(snapshots, lambda items: items[0])
+
+    before, after = billed([CREATED]), billed([CREATED, CHANGED])
+    assert differ_from(before, after) == differ_from(after, before) == CHANGE
+    assert differ_from([], before) == START
+    assert differ_from(after, billed([CREATED, CHANGED, BACK])) == CHANGE + timedelta(minutes=10)
+    assert differ_from(before, billed([CREATED, DELETED])) == END
+    assert differ_from(before, before) is None
+    assert differ_from(before, billed([CREATED, RENEWED])) == MONTHS[2]  # one more period is known

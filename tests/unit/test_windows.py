@@ -66,6 +66,21 @@ def test_the_reports_of_a_customer_and_hour_have_a_minute_each() -> None:
     assert side.event_time(used) in used
 
 
+@given(start=st.integers(0, 3_599_998), length=st.integers(1, 70_000))
+def test_the_usage_records_of_an_item_and_hour_have_a_second_each(start: int, length: int) -> None:
+    """As many as the side has whole seconds, all inside it; then none is left. A boundary's own second is taken late."""
+    side = Side(TEN + timedelta(milliseconds=start), TEN + timedelta(milliseconds=min(3_600_000, start + length)))
+    used: list[datetime] = []
+    while (time := side.second(used)) is not None:
+        used.append(time)
+    first, last = -(-start // 1000), -(-min(3_600_000, start + length) // 1000) - 1
+    assert sorted(used) == [TEN + timedelta(seconds=second) for second in range(first, last + 1)]
+
+
+def test_a_usage_record_is_not_dated_on_a_boundary_while_there_is_room() -> None:
+    assert Window(TEN).whole.second(()) == TEN + timedelta(seconds=30)
+
+
 @given(start=st.integers(0, 3598), length=st.integers(1, 3600), used=st.integers(0, 5))
 def test_an_event_time_lies_inside_its_side(start: int, length: int, used: int) -> None:
     """Whatever the side, down to a second between two boundaries."""

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -32,12 +32,14 @@ class CannotStart(Exception):
 class _Server(uvicorn.Server):
     """Says when it is ready, and takes SIGTERM and SIGINT as a request to end, not as a death to repeat (uvicorn raises them again)."""
 
-    def __init__(self, config: uvicorn.Config, ready_line: str) -> None:
+    def __init__(self, config: uvicorn.Config, ready_line: str, keep_up: Callable[[], None]) -> None:
         super().__init__(config)
         self._ready_line = ready_line
+        self._keep_up = keep_up
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=sockets)
+        self._keep_up()  # what fell due while nothing ran, and the webhooks that were still to be delivered
         print(self._ready_line, flush=True)
 
     @contextlib.contextmanager
@@ -92,7 +94,7 @@ def serve(options: argparse.Namespace) -> None:
         timeout_graceful_shutdown=2,
         server_header=False,
     )
-    _Server(config, ready_line).run(sockets=[listening])
+    _Server(config, ready_line, application.state.timekeeper.keep_up).run(sockets=[listening])
 
 
 def _end_with_stdin() -> None:

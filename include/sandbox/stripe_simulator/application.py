@@ -16,7 +16,7 @@ from sandbox.stripe_simulator.control import Control
 from sandbox.stripe_simulator.endpoint import Endpoint
 from sandbox.stripe_simulator.gateway import Gateway
 from sandbox.stripe_simulator.recording import Recorder
-from sandbox.stripe_simulator.resources import ENDPOINTS
+from sandbox.stripe_simulator.resources import ENDPOINTS, LEGACY_ENDPOINTS
 from sandbox.stripe_simulator.state import State
 
 #: Accepted when no other is given.
@@ -29,7 +29,8 @@ def create_application(state: State, api_keys: frozenset[str] = frozenset({DEFAU
         raise ValueError(f"the simulator never accepts a live key ({live[0][:8]}…)")
     application = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     gateway = Gateway(state, api_keys, recorder)
-    for endpoint in ENDPOINTS:
+    application.state.timekeeper = gateway.timekeeper
+    for endpoint in (*ENDPOINTS, *LEGACY_ENDPOINTS):
         application.router.add_route(endpoint.path, _route(gateway, endpoint), methods=[endpoint.method])
     for method, path, answer in Control(state, gateway).routes():
         application.router.add_route(path, answer, methods=[method])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -57,15 +59,27 @@ class SimulatorClock:
 
     def __init__(self, setting: ClockSetting) -> None:
         self.setting = setting
+        self._standing_at_ms: int | None = None
 
     def now_ms(self) -> int:
         """Milliseconds since 1970, UTC."""
+        if self._standing_at_ms is not None:
+            return self._standing_at_ms
         frozen_at_ms = self.setting.frozen_at_ms
         return time.time_ns() // 1_000_000 if frozen_at_ms is None else frozen_at_ms
 
     def now_seconds(self) -> int:
         """Whole seconds since 1970, UTC: the unit of every timestamp in Stripe's v1 API."""
         return self.now_ms() // 1000
+
+    @contextmanager
+    def standing_at(self, instant_ms: int) -> Iterator[None]:
+        """Within this block it is that instant: for what was due then and is worked out now."""
+        before, self._standing_at_ms = self._standing_at_ms, instant_ms
+        try:
+            yield
+        finally:
+            self._standing_at_ms = before
 
     def check_forwards(self, setting: ClockSetting) -> None:
         """Raise ClockRefusal if the setting would turn time back."""

@@ -16,11 +16,14 @@ from starlette.responses import JSONResponse, Response
 
 from sandbox.stripe_simulator import API_VERSION
 from sandbox.stripe_simulator.clock import ClockRefusal, ClockSetting, parse_clock, rfc3339
+from sandbox.stripe_simulator.errors import StripeError
 from sandbox.stripe_simulator.faults import BadFault, parse_script, parse_seeded
 from sandbox.stripe_simulator.gateway import Gateway
 from sandbox.stripe_simulator.meter_event_log import MeterEvent
-from sandbox.stripe_simulator.resources import core_events
+from sandbox.stripe_simulator.resources import core_events, usage_records
 from sandbox.stripe_simulator.state import State
+from sandbox.stripe_simulator.webhook_control import WebhookControl
+from sandbox.stripe_simulator.webhook_courier import BadWebhookSettings
 
 #: Events of one page of /simulator/meter_events: about 40 ms of work and 2 MB.
 LARGEST_PAGE = 10_000
@@ -40,6 +43,7 @@ class Control:
     def __init__(self, state: State, gateway: Gateway) -> None:
         self._state = state
         self._gateway = gateway
+        self._timekeeper = gateway.timekeeper
 
     def routes(self) -> list[Route]:
         return [
@@ -51,11 +55,13 @@ class Control:
             ("POST", "/simulator/settings", self._answering(self._change_settings)),
             ("GET", "/simulator/meter_events", self._meter_events),
             ("POST", "/simulator/meter_events/disown", self._answering(self._disown)),
+            ("GET", "/simulator/usage_records", self._answering(lambda _: {"data": usage_records.seen(self._state)})),
             ("GET", "/simulator/faults", self._answering(self._faults)),
             ("POST", "/simulator/faults/script", self._answering(self._script_faults)),
             ("POST", "/simulator/faults/seed", self._answering(self._seed_faults)),
             ("POST", "/simulator/faults/clear", self._answering(self._clear_faults)),
             ("POST", "/simulator/faults/release", self._answering(self._release_delayed)),
+            *((method, path, self._answering(work)) for method, path, work in WebhookControl(self._state, self._timekeeper).routes()),
         ]
 
     def _answering(self, work: Work) -> Callable[[Request], Awaitable[Response]]:
@@ -63,7 +69,7 @@ class Control:
             try:
                 result = work(_parsed(await request.body()))
                 return JSONResponse(result if isinstance(result, dict) else await result)
-            except (BadControlRequest, BadFault, ClockRefusal) as error:
+            except (BadControlRequest, BadFault, BadWebhookSettings, ClockRefusal, StripeError) as error:
                 return JSONResponse({"error": str(error)}, 400)
 
         return answer
@@ -91,6 +97,7 @@ class Control:
         self._state.clock.check_forwards(setting)
         await self._gateway.delayed.pass_time(setting)
         self._state.set_clock(setting)
+        self._timekeeper.catch_up()
         self._gateway.delayed.set_alarm()
         return self._clock({})
 
@@ -99,6 +106,7 @@ class Control:
         clock = body.get("clock")
         self._state.reset(None if clock is None else parse_clock(str(clock)))
         self._gateway.forget_faults()
+        self._timekeeper.courier.forget()
         return self._clock({})
 
     def _settings(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -118,6 +126,7 @@ class Control:
         identifiers, error_code = body.get("identifiers"), body.get("error_code", "meter_event_customer_not_found")
         if not isinstance(identifiers, list) or not identifiers or error_code not in core_events.ERROR_CODES:
             raise BadControlRequest(f"give identifiers, a list, and an error_code out of {', '.join(core_events.ERROR_CODES)}")
+        self._timekeeper.keep_up()
         by_meter: dict[str, dict[int, MeterEvent]] = {}
         for identifier in identifiers:
             event = self._state.meter_events.latest_of(str(identifier))
@@ -129,7 +138,8 @@ class Control:
             for number in events:
                 self._state.disown_meter_event(number, error_code)
             reports.append(core_events.report_disowned(self._state, meter_id, error_code, list(events.values())))
-        self._state.commit()
+        self._timekeeper.commit()
+        self._timekeeper.keep_up()
         return {"events": [report["id"] for report in reports]}
 
     def _faults(self, body: dict[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,6 @@ import asyncio
 import base64
 import binascii
 import json
-import os
-import sys
 import traceback
 from dataclasses import dataclass, field
 
@@ -18,7 +16,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from sandbox.stripe_simulator import API_VERSION, errors, form, idempotency
+from sandbox.stripe_simulator import API_VERSION, LEGACY_API_VERSION, errors, form, idempotency
 from sandbox.stripe_simulator.broken_connection import BrokenConnection
 from sandbox.stripe_simulator.delayed_delivery import DelayedDeliveries
 from sandbox.stripe_simulator.endpoint import Endpoint
@@ -29,6 +27,7 @@ from sandbox.stripe_simulator.params import parse_fields
 from sandbox.stripe_simulator.recording import Recorder
 from sandbox.stripe_simulator.resources import EXPANDERS
 from sandbox.stripe_simulator.state import JsonObject, State, scrambled
+from sandbox.stripe_simulator.timekeeping import Timekeeper
 
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
@@ -46,6 +45,8 @@ class Answer:
     headers: dict[str, str] = field(default_factory=dict)
     #: what was asked, as far as it could be decoded: for the recording
     decoded: dict[str, form.Decoded] = field(default_factory=dict)
+    #: empty where nothing was executed
+    request_id: str = ""
 
 
 def refusal(error: errors.StripeError) -> Answer:
@@ -61,6 +62,7 @@ class Gateway:
         self._recorder = recorder
         self._keys_in_use: set[str] = set()
         self._request_count = 0
+        self.timekeeper = Timekeeper(state)
         self.faults = FaultPlan()
         self.delayed = DelayedDeliveries(state, self._deliver)
 
@@ -149,22 +151,25 @@ class Gateway:
         """Add the headers of every answer, and record what was asked and answered."""
         if self._recorder is not None and is_heard:
             self._recorder.record(request.method, request.url.path, answer.decoded, answer.status, answer.body)
-        self._request_count += 1
-        answer.headers["request-id"] = "req_" + scrambled(f"{self._state.start_count}:{self._request_count}", 14)
+        answer.headers["request-id"] = answer.request_id or self._next_request_id()
         answer.headers["stripe-version"] = API_VERSION
         if key := request.headers.get("idempotency-key"):
             answer.headers["idempotency-key"] = key
         return Response(answer.body, answer.status, answer.headers, "application/json")
 
+    def _next_request_id(self) -> str:
+        self._request_count += 1
+        return "req_" + scrambled(f"{self._state.start_count}:{self._request_count}", 14)
+
     def _authenticate(self, headers: Headers) -> None:
-        """Raise 401 unless the key is one of ours, 400 for another API version than the simulator's."""
+        """Raise 401 unless the key is one of ours, 400 for another API version than the simulator's two."""
         key = _api_key(headers.get("authorization", ""))
         if not key:
             raise errors.no_api_key()
         if key not in self._api_keys:
             raise errors.invalid_api_key(key)
         version = headers.get("stripe-version", API_VERSION)
-        if version != API_VERSION:
+        if version not in (API_VERSION, LEGACY_API_VERSION):
             raise errors.unsupported_api_version(version, API_VERSION)
 
     async def _slowly(
@@ -191,8 +196,11 @@ class Gateway:
 
         `kept_error` makes a first answer a 500 that the key remembers, without the request's effect or with it.
         """
+        self.timekeeper.keep_up()
         state = self._state
         key = state.idempotency_key = _idempotency_key(request)
+        state.api_version = request.headers.get("stripe-version", API_VERSION)
+        request_id = state.request_id = self._next_request_id()
         asked = b""
         if key is not None:
             asked = idempotency.fingerprint(request.url.path, pairs)
@@ -201,7 +209,7 @@ class Gateway:
                 if kept.fingerprint != asked:
                     raise errors.idempotency_key_reused(key)
                 body = kept.answer if isinstance(kept.answer, bytes) else to_bytes(kept.answer)
-                return Answer(kept.status, body, {"idempotent-replayed": "true"})
+                return Answer(kept.status, body, {"idempotent-replayed": "true"}, request_id=request_id)
         params = parse_fields(endpoint.fields, decoded)
         paths = params.get("expand") or []
         status, headers = 200, {}
@@ -230,16 +238,9 @@ class Gateway:
             kept_answer = body
         if key is not None:
             state.keep_answer(key, asked, status, kept_answer)
-        self._commit()
-        return Answer(status, body, headers)
-
-    def _commit(self) -> None:
-        """What cannot be written down must not be answered, and what is in memory can no longer be trusted: end the process."""
-        try:
-            self._state.commit()
-        except OSError as error:
-            print(f"the journal cannot be written: {error}; ending", file=sys.stderr, flush=True)
-            os._exit(os.EX_IOERR)
+        self.timekeeper.commit()
+        self.timekeeper.keep_up()
+        return Answer(status, body, headers, request_id=request_id)
 
 
 async def _pairs(request: Request) -> form.Pairs:

@@ -133,17 +133,24 @@ class StripeSimulator:
         summary_delay_seconds: float | None = None,
         latency_seconds: float | None = None,
         invoice_grace_seconds: float | None = None,
+        events_delay_seconds: float | None = None,
+        left_price_seconds: float | None = None,
     ) -> dict[str, float]:
         """Change the settings given here; returns all of them.
 
         `summary_delay_seconds`: by the simulator's clock, how long after receipt an event shows in summaries (at first 90).
         `latency_seconds`: by the system's clock, how long every answer waits before it is worked out (at first 0).
         `invoice_grace_seconds`: by the simulator's clock, how long invoices made from now on stay drafts (at first 3600).
+        `events_delay_seconds`: by the simulator's clock, how long after it happened an event shows in the list (at first 0).
+        `left_price_seconds`: by the simulator's clock, how long after an item's price changed or went, usage dated before is still taken
+        for it (at first a year, which means until the invoice is final).
         """
         changed = {
             "summary_delay_seconds": summary_delay_seconds,
             "latency_seconds": latency_seconds,
             "invoice_grace_seconds": invoice_grace_seconds,
+            "events_delay_seconds": events_delay_seconds,
+            "left_price_seconds": left_price_seconds,
         }
         result = self._call("POST", "/simulator/settings", {name: value for name, value in changed.items() if value is not None})
         return {name: float(value) for name, value in result.items()}
@@ -163,6 +170,11 @@ class StripeSimulator:
             page = self._call("GET", f"/simulator/meter_events?after={after}")
             yield from page["data"]
             after = page["next_after"]
+
+    def usage_records(self) -> list[dict[str, Any]]:
+        """Every usage record as Stripe would answer it, in the order in which they were first made, with `customer`, and the
+        `idempotency_key` of the request that set it last."""
+        return list(self._call("GET", "/simulator/usage_records")["data"])
 
     def script_faults(self, faults: Sequence[Fault | FaultKind]) -> None:
         """Let the next meter events meet these, in order; a `Fault` says more than a kind, above all which other requests it is for.
@@ -212,6 +224,33 @@ class StripeSimulator:
         """
         body = {"identifiers": list(identifiers), "error_code": error_code}
         return [str(event_id) for event_id in self._call("POST", "/simulator/meter_events/disown", body)["events"]]
+
+    def complete_checkout(self, session_id: str) -> dict[str, Any]:
+        """Let the customer pay; returns the completed session. Raises SimulatorFailed when it is not open."""
+        return self._call("POST", "/simulator/checkout/complete", {"session": session_id})
+
+    def add_webhook(self, url: str, enabled_events: Sequence[str] = ("*",)) -> tuple[str, str]:
+        """An endpoint as Stripe's dashboard would make it, thin events included where they are named; its id and its secret."""
+        made = self._call("POST", "/simulator/webhooks/endpoints", {"url": url, "enabled_events": list(enabled_events)})
+        return made["id"], made["secret"]
+
+    def roll_webhook_secret(self, endpoint_id: str, *, keep_old: bool = True) -> str:
+        """A new secret, beside the old one until it is rolled again."""
+        return str(self._call("POST", "/simulator/webhooks/roll_secret", {"endpoint": endpoint_id, "keep_old": keep_old})["secret"])
+
+    def webhook_settings(self, **changed: float | str) -> dict[str, Any]:
+        """Change how events are delivered from now on, as in `webhook_courier.WebhookSettings`: copies, drop_share, shuffle_seconds, seed,
+        attempts, retry_seconds, timeout_seconds, signature_clock ("system" | "simulator"); returns all of them."""
+        return self._call("POST", "/simulator/webhooks/settings", changed)
+
+    def flush_webhooks(self) -> dict[str, int]:
+        """Wait until everything due has been delivered or given up; how many deliveries ended how since the last reset:
+        pending (0), delivered, failed, dropped, undeliverable."""
+        return {status: int(count) for status, count in self._call("POST", "/simulator/webhooks/flush", {}).items()}
+
+    def webhook_deliveries(self) -> list[dict[str, Any]]:
+        """In order of the events: `{"event", "type", "endpoint", "status", "attempts": [{"at", "status": of the answer, or None}]}`"""
+        return list(self._call("GET", "/simulator/webhooks")["deliveries"])
 
     def health(self) -> dict[str, Any]:
         """`{"status": "ok", "api_version", "pid", "meter_events": count}`"""

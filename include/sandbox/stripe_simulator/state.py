@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import string
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from sandbox.stripe_simulator.agenda import Agenda
 from sandbox.stripe_simulator.clock import ClockSetting, SimulatorClock
 from sandbox.stripe_simulator.idempotency import IdempotencyStore, KeptAnswer
 from sandbox.stripe_simulator.journal import Change, Journal
@@ -32,6 +33,22 @@ _ID_SHAPES = {
     "subscription_item": ("si_", 14),
     "invoice": ("in_1", 23),
     "core_event": ("evt_test_65", 44),
+    "event": ("evt_1", 23),
+    "webhook_endpoint": ("we_1", 23),
+    "checkout_session": ("cs_test_a1", 56),
+    "checkout_item": ("li_1", 23),
+}
+
+#: Collections whose changes somebody looks at afterwards: what time will do to an object depends on it, or it is to be delivered.
+#: Changed items are noticed as their subscription.
+_NOTICED = ("subscriptions", "invoices", "checkout_sessions", "core_events", "webhook_deliveries")
+
+
+#: What objects in older journals, such as that of a sandbox that was set up long ago, do not hold yet.
+_ADDED_SINCE: Mapping[str, JsonObject] = {
+    "subscriptions": {"left_charges": [], "rolled_over_at": None},
+    "subscription_items": {"price_since": 0},
+    "invoices": {"marked_uncollectible_at": None, "pause_behavior": None},
 }
 
 
@@ -45,6 +62,10 @@ class Settings:
     latency_seconds: float = 0.0
     #: Drafts finalise so long after they were made; an hour unless the account says otherwise, as at Stripe.
     invoice_grace_seconds: float = 3600.0
+    #: The list of events shows one so long after it happened; Stripe's is said to be eventually consistent.
+    events_delay_seconds: float = 0.0
+    #: Usage dated before its item's price was changed or removed is taken so long after that; a year means: until the invoice is final.
+    left_price_seconds: float = 31_536_000.0
 
 
 class Collection:
@@ -97,16 +118,25 @@ class State:
         self.settings = Settings()
         #: how often a simulator has been started on this journal; tells the requests of one process from those of the next
         self.start_count = 0
-        #: of the request that is being executed, where it has one
+        #: of the request that is being executed, where it has one; neither holds for what time alone does
         self.idempotency_key: str | None = None
+        self.api_version: str | None = None
+        self.request_id: str | None = None
         self.customers = Collection()
         self.products = Collection()
         self.prices = Collection()
         self.meters = Collection()
         self.subscriptions = Collection(grouped_by="customer")
         self.subscription_items = Collection()
+        self.usage_records = Collection(grouped_by="subscription_item")
         self.invoices = Collection(grouped_by="subscription")
         self.core_events = Collection()
+        #: ids of the thin events that have been offered to the webhook endpoints
+        self.announced = Collection()
+        self.events = Collection()
+        self.checkout_sessions = Collection()
+        self.webhook_endpoints = Collection()
+        self.webhook_deliveries = Collection(grouped_by="event")
         self._collections = {
             "customers": self.customers,
             "products": self.products,
@@ -114,9 +144,17 @@ class State:
             "meters": self.meters,
             "subscriptions": self.subscriptions,
             "subscription_items": self.subscription_items,
+            "usage_records": self.usage_records,
             "invoices": self.invoices,
             "core_events": self.core_events,
+            "announced": self.announced,
+            "events": self.events,
+            "checkout_sessions": self.checkout_sessions,
+            "webhook_endpoints": self.webhook_endpoints,
+            "webhook_deliveries": self.webhook_deliveries,
         }
+        self.agenda = Agenda()
+        self._noticed: dict[str, dict[str, None]] = {name: {} for name in _NOTICED}
         self.meter_events = MeterEventLog()
         self.idempotency = IdempotencyStore()
         self._counts: dict[str, int] = {}
@@ -140,8 +178,24 @@ class State:
         collection = self._collections[collection_name]
         before = collection.get(stored["id"])
         collection.store(stored)
+        self._notice(collection_name, stored)
         self._undo.append(lambda: collection.forget(stored["id"]) if before is None else collection.store(before))
         self._changes.append(["put", collection_name, stored])
+
+    def take_noticed(self, collection_name: str) -> list[str]:
+        """The ids of what was put there since this was last asked, each once; some may be gone again, with the request that put them."""
+        noticed = self._noticed[collection_name]
+        if not noticed:
+            return []
+        self._noticed[collection_name] = {}
+        return list(noticed)
+
+    def has_noticed(self) -> bool:
+        """Whether anything waits to be taken by `take_noticed`."""
+        return any(self._noticed.values())
+
+    def notice(self, collection_name: str, object_id: str) -> None:
+        self._noticed[collection_name][object_id] = None
 
     def add_meter_event(self, event: MeterEvent) -> None:
         replaced = self.meter_events.add(event)
@@ -214,7 +268,9 @@ class State:
                 answer = self.meter_events.latest() if body is None else body.encode()
                 self.idempotency.keep(key, KeptAnswer(bytes.fromhex(fingerprint), status, answer, kept_at_ms))
             case ["put", collection_name, stored]:
+                stored = {**_ADDED_SINCE.get(collection_name, {}), **stored}
                 self._collections[collection_name].store(stored)
+                self._notice(collection_name, stored)
             case ["count", kind, number]:
                 self._counts[kind] = number
             case ["cancel", identifier, at_ms]:
@@ -231,6 +287,12 @@ class State:
                 self.start_count = count
             case _:
                 raise ValueError(f"the journal holds a change of an unknown kind: {change[:1]}")
+
+    def _notice(self, collection_name: str, stored: JsonObject) -> None:
+        if collection_name == "subscription_items":
+            self.notice("subscriptions", stored["subscription"])
+        elif collection_name in self._noticed:
+            self.notice(collection_name, stored["id"])
 
 
 def derived_id(kind: str, number: int | str) -> str:

@@ -17,10 +17,11 @@ from token_billing.model import (
     LedgerIdentity,
     LedgerMark,
     QuarantineReason,
+    SplittableReport,
     StripeAccount,
     UsageTotal,
 )
-from token_billing.windows import Window
+from token_billing.windows import Side, Window
 
 FREEZE = queries("freeze.sql")
 MARK = queries("mark_billed.sql")
@@ -152,11 +153,49 @@ def last_fence(db: Connection, window: Window) -> tuple[int, str] | None:
     return db.execute(FREEZE["last_fence"], {"window_start": window.start}).fetchone()
 
 
-def unfrozen_totals(db: Connection, window: Window, last_snapshot: str | None) -> list[UsageTotal]:
-    """What no fence of the window has seen, per tenant; the whole window is one side."""
-    bounds = {"window_start": window.start, "window_end": window.end, "last_snapshot": last_snapshot}
+def boundaries(db: Connection, window: Window) -> dict[str, list[datetime]]:
+    """The instants inside the window at which a tenant's billing begins, changes or ends, by tenant; of those that have any."""
+    return dict(db.execute(FREEZE["boundaries"], {"window_start": window.start, "window_end": window.end}).fetchall())
+
+
+def unfrozen_totals(db: Connection, window: Window, last_snapshot: str | None, divided: Mapping[str, Sequence[Side]]) -> list[UsageTotal]:
+    """What no fence of the window has seen, per tenant and side: the whole window is one side but for the divided tenants."""
+    bounds = {"window_start": window.start, "window_end": window.end, "last_snapshot": last_snapshot, "divided": list(divided)}
     whole = window.whole
-    return [UsageTotal(tenant, whole, rows, tokens) for tenant, rows, tokens in db.execute(FREEZE["unfrozen_totals"], bounds)]
+    totals = [UsageTotal(tenant, whole, rows, tokens) for tenant, rows, tokens in db.execute(FREEZE["unfrozen_totals"], bounds)]
+    return totals + side_totals(db, window, divided, None, last_snapshot)
+
+
+def side_totals(
+    db: Connection, window: Window, divided: Mapping[str, Sequence[Side]], snapshot: str | None, earlier_snapshot: str | None
+) -> list[UsageTotal]:
+    """Unbilled usage of tenants' sides that the one snapshot sees (None: all) and the other does not."""
+    sides = [(tenant, side.start, side.end) for tenant, of_tenant in divided.items() for side in of_tenant]
+    if not sides:
+        return []
+    tenant_ids, starts, ends = map(list, zip(*sides, strict=True))
+    parameters = {
+        "window_start": window.start,
+        "window_end": window.end,
+        "tenant_ids": tenant_ids,
+        "side_starts": starts,
+        "side_ends": ends,
+        "snapshot": snapshot,
+        "last_snapshot": earlier_snapshot,
+    }
+    found = db.execute(FREEZE["unfrozen_side_totals"], parameters)
+    return [UsageTotal(tenant, Side(start, end), rows, tokens) for tenant, start, end, rows, tokens in found]
+
+
+def reports_to_split(db: Connection, window: Window, tenant_ids: Sequence[str]) -> list[SplittableReport]:
+    """The tenants' reports of the window that were never attempted, locked."""
+    found = db.execute(FREEZE["reports_to_split"], {"window_start": window.start, "tenant_ids": list(tenant_ids)})
+    return [SplittableReport(report_id, tenant, Side(start, end), *rest) for report_id, tenant, start, end, *rest in found]
+
+
+def void_report(db: Connection, report_id: int) -> None:
+    """A report that was never attempted makes room for its sides."""
+    db.execute(FREEZE["void_report"], {"id": report_id})
 
 
 def set_fence(db: Connection, window: Window, revision: int, now: datetime) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from token_billing.adapters.database import Connection, storable
 from token_billing.adapters.queries import queries
-from token_billing.model import Disowned, QuarantineReason, ReportState, RevocableReport
+from token_billing.model import Disowned, QuarantineReason, ReportState, RevocableReport, RevocationCause
 from token_billing.windows import Side, Window
 
 REVOKE = queries("revoke.sql")
@@ -19,6 +19,20 @@ def lock_report(db: Connection, report_id: int) -> RevocableReport | None:
     found_id, tenant_id, window_start, side_start, side_end, revision, generation, identifier, state, *rest = found
     window, side = Window(window_start), Side(side_start, side_end)
     return RevocableReport(found_id, tenant_id, window, side, revision, generation, identifier, ReportState(state), *rest)
+
+
+def report_attempted_as(db: Connection, identifier: str) -> int | None:
+    """The report that was attempted under an identifier; None where none was."""
+    found = db.execute(REVOKE["report_attempted_as"], {"identifier": identifier}).fetchone()
+    return found[0] if found else None
+
+
+def disowned_by_error(db: Connection) -> list[Disowned]:
+    """Accepted reports that an error event of Stripe's named, under the identifier they have, and that nobody has dealt with."""
+    return [
+        Disowned(report_id, RevocationCause.ERROR_REPORT, details, identifier)
+        for report_id, details, identifier in db.execute(REVOKE["disowned_by_error"])
+    ]
 
 
 def held_rows(db: Connection, report: RevocableReport) -> tuple[int, int]:

@@ -9,11 +9,11 @@ from token_billing.adapters.database import Connection, storable
 from token_billing.adapters.price_rows import price_row
 from token_billing.adapters.queries import queries
 from token_billing.adapters.surplus import note_late_answers
+from token_billing.doubtful import DoubtfulReport
 from token_billing.model import (
     Accepted,
     AttemptResult,
     Destination,
-    DoubtfulReport,
     Meter,
     MeteredItem,
     QuarantineReason,
@@ -23,6 +23,8 @@ from token_billing.model import (
     Shard,
     Undelivered,
 )
+from token_billing.periods import BillingPeriod
+from token_billing.rating import Price
 from token_billing.windows import Side, Window
 
 PUSH = queries("push.sql")
@@ -44,11 +46,7 @@ def set_metered_items(db: Connection, items: Iterable[MeteredItem], now: datetim
     """Remembers what Stripe said of subscription items and their meters; in one order, so that two runs at once cannot wait for
     each other."""
     by_id = sorted(items, key=lambda item: item.usage_item_id)
-    for meter in sorted({item.meter for item in by_id if item.meter is not None}):
-        db.execute(PUSH["add_meter"], meter._asdict())
-    prices = {item.price.id: item.price for item in by_id if item.price is not None}
-    for price_id in sorted(prices):
-        db.execute(PUSH["add_price"], {**price_row(prices[price_id]), "now": now})
+    add_prices(db, [(item.meter, item.price) for item in by_id], now)
     for item in by_id:
         db.execute(
             PUSH["set_metered_item"],
@@ -66,18 +64,37 @@ def set_metered_items(db: Connection, items: Iterable[MeteredItem], now: datetim
         )
 
 
+def add_prices(db: Connection, found: Iterable[tuple[Meter | None, Price | None]], now: datetime) -> None:
+    """Remembers what Stripe said of meters and of prices, which never change."""
+    known = list(found)
+    for meter in sorted({meter for meter, _ in known if meter is not None}):
+        db.execute(PUSH["add_meter"], meter._asdict())
+    prices = {price.id: price for _, price in known if price is not None}
+    for price_id in sorted(prices):
+        db.execute(PUSH["add_price"], {**price_row(prices[price_id]), "now": now})
+
+
 def quarantine_unlinked(db: Connection, window: Window, shard: Shard, now: datetime) -> int:
     """Quarantines the shard's reports that lead to no metered subscription item; returns how many."""
     return db.execute(PUSH["quarantine_unlinked"], {"window_start": window.start, "now": now, **shard.parameters}).rowcount
 
 
 def reports_to_read_back(db: Connection, window: Window, shard: Shard, attempted_before: datetime) -> list[DoubtfulReport]:
-    """The shard's reports that may have arrived and were first attempted before that time."""
+    """The shard's reports that may have arrived and were first attempted before that time, or may have been without our knowledge."""
     parameters = {"window_start": window.start, "attempted_before": attempted_before, **shard.parameters}
-    return [
-        DoubtfulReport(report_id, tenant_id, Side(side_start, side_end), Side(span_start, span_end), *rest)
-        for report_id, tenant_id, side_start, side_end, span_start, span_end, *rest in db.execute(PUSH["reports_to_read_back"], parameters)
-    ]
+    found = []
+    for row in db.execute(PUSH["reports_to_read_back"], parameters):
+        report_id, tenant_id, side_start, side_end, span_start, span_end, customer_id, item_id, *rest = row
+        destination = _destination(customer_id, item_id, rest[:4])
+        found.append(DoubtfulReport(report_id, tenant_id, Side(side_start, side_end), Side(span_start, span_end), destination, *rest[4:]))
+    return found
+
+
+def usage_in_period(db: Connection, report: DoubtfulReport, period: BillingPeriod) -> tuple[int, int]:
+    """What the period of the report's subscription item holds without it, in tokens: those that Stripe has, and those in doubt."""
+    parameters = {"usage_item_id": report.destination.usage_item_id, "start": period.start, "end": period.end, "id": report.id}
+    known, doubtful = db.execute(PUSH["usage_in_period"], parameters).fetchone() or (0, 0)
+    return int(known), int(doubtful)
 
 
 def accept_read_back(db: Connection, report: DoubtfulReport, now: datetime) -> None:
@@ -88,6 +105,11 @@ def accept_read_back(db: Connection, report: DoubtfulReport, now: datetime) -> N
 def note_absence(db: Connection, report: DoubtfulReport, absent_since: datetime | None, now: datetime) -> None:
     """Stripe's summary does not hold the report, since then; None where it holds something that fits neither case."""
     db.execute(PUSH["note_absence"], {"id": report.id, "generation": report.generation, "absent_since": absent_since, "now": now})
+
+
+def begin_again(db: Connection, report: DoubtfulReport) -> None:
+    """Lets a usage record that is proven absent be set as if nothing had been sent, under its name and at its time."""
+    db.execute(PUSH["begin_again"], {"id": report.id, "generation": report.generation})
 
 
 def begin_generation(db: Connection, report: DoubtfulReport, identifier: str, now: datetime) -> None:
@@ -104,29 +126,34 @@ def last_report(db: Connection, window: Window) -> int:
 def waiting_reports(db: Connection, window: Window, shard: Shard, last_report: int) -> list[tuple[int, Destination]]:
     """The shard's reports, up to the last one, that want sending, by id, and where each would go."""
     waiting = db.execute(PUSH["waiting_reports"], {"window_start": window.start, "last_report": last_report, **shard.parameters})
-    return [(report_id, Destination(customer_id, item_id, Meter(*meter))) for report_id, customer_id, item_id, *meter in waiting]
+    return [(report_id, _destination(customer_id, item_id, meter)) for report_id, customer_id, item_id, *meter in waiting]
+
+
+def _destination(customer_id: str, usage_item_id: str, meter: Sequence[str | None]) -> Destination:
+    """`meter`: its columns, all of them None where the item has none."""
+    return Destination(customer_id, usage_item_id, Meter(*meter) if meter[0] is not None else None)  # type: ignore[arg-type]
 
 
 def lease_customers(
     db: Connection, customers: Iterable[tuple[str, str]], holder: str, lease: timedelta
 ) -> tuple[set[tuple[str, str]], int]:
-    """Leases the customers and meters, (customer id, event name), that nobody else holds; returns them, and how many holders live, this
-    one included."""
+    """Leases the counters, as `Destination.lease` names them, that nobody else holds; returns them, and how many holders live, this one
+    included."""
     wanted = list(customers)
     parameters = {
         "holder": holder,
         "lease": lease,
         "customer_ids": [customer for customer, _ in wanted],
-        "event_names": [event_name for _, event_name in wanted],
+        "counters": [counter for _, counter in wanted],
     }
     leased = db.execute(PUSH["lease_customers"], parameters).fetchall()
-    return {(customer, event_name) for customer, event_name, _ in leased}, max((count for *_, count in leased), default=1)
+    return {(customer, counter) for customer, counter, _ in leased}, max((count for *_, count in leased), default=1)
 
 
 def release_leases(db: Connection, holder: str, still_needed: Iterable[tuple[str, str]]) -> None:
-    """Gives back what the holder leased, except the (customer id, event name) it still needs."""
+    """Gives back what the holder leased, except the counters it still needs."""
     needed = list(still_needed)
-    parameters = {"holder": holder, "customer_ids": [one for one, _ in needed], "event_names": [one for _, one in needed]}
+    parameters = {"holder": holder, "customer_ids": [one for one, _ in needed], "counters": [one for _, one in needed]}
     db.execute(PUSH["release_leases"], parameters)
 
 
@@ -135,8 +162,8 @@ def reports_to_send(db: Connection, wanted: Sequence[tuple[int, Destination]]) -
     destinations = dict(wanted)
     parameters = {
         "ids": list(destinations),
-        "customer_ids": [destination.customer_id for destination in destinations.values()],
-        "event_names": [destination.meter.event_name for destination in destinations.values()],
+        "customer_ids": [destination.lease[0] for destination in destinations.values()],
+        "counters": [destination.lease[1] for destination in destinations.values()],
     }
     rows = db.execute(PUSH["reports_to_send"], parameters)
     return [
@@ -153,10 +180,11 @@ def note_attempts(db: Connection, reports: Sequence[SendableReport], now: dateti
         {
             "id": report.id,
             "may_have_arrived": report.may_have_arrived,
+            "sink": report.destination.sink,
             "customer_id": report.destination.customer_id,
             "usage_item_id": report.destination.usage_item_id,
-            "meter_id": report.destination.meter.id,
-            "event_name": report.destination.meter.event_name,
+            "meter_id": report.destination.meter and report.destination.meter.id,
+            "event_name": report.destination.meter and report.destination.meter.event_name,
             "event_time": report.event_time and report.event_time.isoformat(),
         }
         for report in reports
@@ -182,7 +210,8 @@ def quarantine_reports(db: Connection, reasons: dict[int, QuarantineReason], now
 
 
 def record_outcomes(db: Connection, results: Sequence[AttemptResult], now: datetime) -> None:
-    """Writes down how attempts ended; what Stripe accepted under an identifier that its report has given up is noted as surplus."""
+    """Writes down how attempts ended; what Stripe accepted under an identifier that its report has given up is noted as surplus, and
+    what it refused as not for this sink is as if never attempted."""
     outcomes = [
         {
             "id": result.report_id,
@@ -201,6 +230,8 @@ def record_outcomes(db: Connection, results: Sequence[AttemptResult], now: datet
     # safeguard: late answers are surplus
     if recorded < len(results):  # only now, and with a snapshot of its own: a generation may have begun while that one waited
         note_late_answers(db, [result for result in results if isinstance(result.outcome, Accepted)], now)
+    if wrong := [result.report_id for result in results if isinstance(result.outcome, Undelivered) and result.outcome.wrong_sink]:
+        db.execute(PUSH["take_back_attempts"], {"ids": wrong})
 
 
 def _state_after(result: AttemptResult) -> ReportState:

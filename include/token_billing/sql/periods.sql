@@ -1,14 +1,21 @@
 -- name: items_outside_their_period
 -- Subscription items of the shard's open reports that may be dated outside the item's present period, as far as that is known.
-SELECT DISTINCT item.usage_item_id, item.subscription_id
+SELECT DISTINCT goes.usage_item_id, coalesce(period.subscription_id, item.subscription_id)
 FROM billing.usage_report report
-LEFT JOIN tenants tenant ON tenant.id = report.tenant_id AND report.attempt_count = 0
-JOIN billing.metered_item item ON item.usage_item_id = coalesce(report.usage_item_id, tenant.stripe_usage_item_id)
+LEFT JOIN billing.destination ON destination.report_id = report.id
+CROSS JOIN LATERAL (SELECT coalesce(report.usage_item_id, destination.usage_item_id) AS usage_item_id) goes
+LEFT JOIN billing.subscription_period period
+  ON period.tenant_id = report.tenant_id AND period.usage_item_id = goes.usage_item_id
+ AND period.billed_from <= coalesce(report.event_time, report.side_start)
+ AND coalesce(report.event_time, report.side_start) < period.billed_until
+LEFT JOIN billing.subscription_link link ON link.subscription_id = period.subscription_id
+LEFT JOIN billing.metered_item item ON item.usage_item_id = goes.usage_item_id
 WHERE report.window_start = %(window_start)s AND report.state IN ('frozen', 'sending', 'unresolved') AND report.token_count > 0
   AND (hashtextextended(report.tenant_id, 0) & 65535) %% %(shard_count)s = %(shard)s
-  AND item.subscription_id IS NOT NULL
-  AND (item.period_end <= %(now)s OR item.period_start > report.window_start AND NOT item.is_first_period)
-ORDER BY item.usage_item_id
+  AND coalesce(period.subscription_id, item.subscription_id) IS NOT NULL
+  AND CASE WHEN period.id IS NOT NULL THEN least(period.period_end, link.ended_at) <= %(now)s
+           ELSE item.period_end <= %(now)s OR item.period_start > report.window_start AND NOT item.is_first_period END
+ORDER BY goes.usage_item_id
 
 -- name: invoiced_periods
 -- What is known of the invoices that bill some items' usage at a time.

@@ -6,17 +6,19 @@ SET state = 'accepted', accepted_at = %(now)s
 WHERE window_start = %(window_start)s AND state = 'frozen' AND attempt_count = 0 AND token_count = 0
 
 -- name: items_in_the_way
--- Why reports of the shard cannot be sent yet: subscription items that Stripe must be asked about, NULL for tenants that are not linked.
-SELECT DISTINCT CASE WHEN tenant.stripe_customer_id <> '' THEN nullif(tenant.stripe_usage_item_id, '') END
+-- Why reports of the shard cannot be sent yet: subscription items that Stripe must be asked about, NULL where they lead to none.
+SELECT DISTINCT CASE WHEN destination.reason IS NULL AND NOT destination.is_followed THEN destination.usage_item_id END
 FROM billing.usage_report report
-LEFT JOIN tenants tenant ON tenant.id = report.tenant_id
-LEFT JOIN billing.metered_item item ON item.usage_item_id = tenant.stripe_usage_item_id AND item.problem IS NULL
+JOIN billing.destination ON destination.report_id = report.id
+LEFT JOIN billing.metered_item item ON item.usage_item_id = destination.usage_item_id AND NOT destination.is_followed
 WHERE report.window_start = %(window_start)s AND report.state = 'frozen' AND report.attempt_count = 0 AND report.token_count > 0
   AND (hashtextextended(report.tenant_id, 0) & 65535) %% %(shard_count)s = %(shard)s
-  AND (item.usage_item_id IS NULL OR coalesce(tenant.stripe_customer_id, '') = ''
-       -- its period is over: there may be another; what was asked around its end, or long ago, is asked again
-       OR item.period_end <= %(now)s
-          AND (item.looked_up_at < item.period_end + interval '5 minutes' OR item.looked_up_at < %(now)s - interval '1 day'))
+  AND (destination.reason IS NOT NULL
+       OR NOT destination.is_followed
+          AND (NOT destination.is_known
+               -- its period is over: there may be another; what was asked around its end, or long ago, is asked again
+               OR item.period_end <= %(now)s
+                  AND (item.looked_up_at < item.period_end + interval '5 minutes' OR item.looked_up_at < %(now)s - interval '1 day')))
 
 -- name: add_meter
 -- What Stripe said of a meter; nothing of it but its display name can change there.
@@ -47,38 +49,29 @@ WHERE metered_item.looked_up_at <= EXCLUDED.looked_up_at
 -- name: quarantine_unlinked
 -- Usage that leads to no metered subscription item is kept aside with the reason.
 UPDATE billing.usage_report report
-SET state = 'quarantined', quarantined_at = %(now)s, quarantine_reason = unlinked.reason
-FROM (
-    SELECT waiting.id,
-           -- safeguard: usage that leads nowhere
-           CASE WHEN tenant.id IS NULL THEN 'unknown_tenant'
-                WHEN coalesce(tenant.stripe_customer_id, '') = '' THEN 'no_customer'
-                WHEN coalesce(tenant.stripe_usage_item_id, '') = '' THEN 'no_subscription_item'
-                WHEN item.problem IS NOT NULL THEN 'item_not_metered'
-           END AS reason
-    FROM billing.usage_report waiting
-    LEFT JOIN tenants tenant ON tenant.id = waiting.tenant_id
-    LEFT JOIN billing.metered_item item ON item.usage_item_id = tenant.stripe_usage_item_id
-    WHERE waiting.window_start = %(window_start)s AND waiting.state = 'frozen' AND waiting.attempt_count = 0 AND waiting.token_count > 0
-      AND (hashtextextended(waiting.tenant_id, 0) & 65535) %% %(shard_count)s = %(shard)s
-) unlinked
-WHERE report.id = unlinked.id AND unlinked.reason IS NOT NULL AND report.state = 'frozen' AND report.attempt_count = 0
+SET state = 'quarantined', quarantined_at = %(now)s, quarantine_reason = destination.reason
+FROM billing.destination
+WHERE destination.report_id = report.id AND destination.reason IS NOT NULL
+  AND report.window_start = %(window_start)s AND report.state = 'frozen' AND report.attempt_count = 0 AND report.token_count > 0
+  AND (hashtextextended(report.tenant_id, 0) & 65535) %% %(shard_count)s = %(shard)s
 
 -- name: reports_to_read_back
--- Reports that may have arrived but must not be resent, and what their span holds of their customers' other reports.
--- The span is the report's minute, or its hour where a restored database may have forgotten how it was dated. Of the others: the tokens
--- that Stripe has, and those of reports in doubt themselves.
+-- Reports that may have arrived and are to be looked for at Stripe, and what their span holds of their customers' other reports.
+-- The span is the report's minute, or its hour where a restored database may have forgotten how it was dated; that of a usage record, its
+-- item's billing period, only Stripe can tell. Of the others: the tokens that Stripe has, and those of reports in doubt themselves.
 SELECT report.id, report.tenant_id, report.side_start, report.side_end,
        CASE WHEN report.forgotten THEN report.window_start ELSE date_trunc('minute', report.event_time, 'UTC') END,
        CASE WHEN report.forgotten THEN report.window_start + interval '1 hour'
             ELSE date_trunc('minute', report.event_time, 'UTC') + interval '1 minute' END,
-       report.revision, report.generation, report.token_count, report.customer_id, report.meter_id, report.event_name, report.forgotten,
-       report.absent_since,
+       report.customer_id, report.usage_item_id,
+       meter.meter_id, meter.event_name, meter.customer_payload_key, meter.value_payload_key,
+       report.revision, report.generation, report.token_count, report.event_time, report.forgotten, report.absent_since,
        -- safeguard: others in the span
        coalesce(sum(other.token_count) FILTER (WHERE other.state IN ('accepted', 'billed')), 0)::bigint,
        coalesce(sum(other.token_count) FILTER (WHERE other.state = 'sending' OR other.state = 'unresolved' AND other.may_have_arrived), 0)
            ::bigint
 FROM billing.usage_report report
+LEFT JOIN billing.meter meter ON meter.meter_id = report.meter_id
 LEFT JOIN billing.usage_report other
   ON other.customer_id = report.customer_id AND other.event_name = report.event_name AND other.window_start = report.window_start
  AND (report.forgotten OR date_trunc('minute', other.event_time, 'UTC') = date_trunc('minute', report.event_time, 'UTC'))
@@ -90,14 +83,27 @@ WHERE report.window_start = %(window_start)s AND report.state IN ('sending', 'un
                   WHERE surplus.report_id = report.id AND surplus.resolved_at IS NULL
                     AND (surplus.cancelled_at IS NULL OR surplus.cancelled_at > %(attempted_before)s))
   AND (hashtextextended(report.tenant_id, 0) & 65535) %% %(shard_count)s = %(shard)s
-GROUP BY report.id
+GROUP BY report.id, meter.meter_id
 ORDER BY report.read_back_at NULLS FIRST, report.id
 
+-- name: usage_in_period
+-- What a subscription item's usage records of a billing period come to without one of them: tokens that Stripe has, and tokens in doubt.
+SELECT coalesce(sum(token_count) FILTER (WHERE state IN ('accepted', 'billed')), 0)::bigint,
+       coalesce(sum(token_count) FILTER (WHERE state = 'sending' OR state = 'unresolved' AND may_have_arrived), 0)::bigint
+FROM billing.usage_report
+WHERE sink = 'usage_records' AND usage_item_id = %(usage_item_id)s AND event_time >= %(start)s AND event_time < %(end)s AND id <> %(id)s
+
+-- name: begin_again
+-- Proven absent: the usage record is to be set as if nothing had been sent, under its name and at its time.
+UPDATE billing.usage_report
+SET state = 'frozen', may_have_arrived = false, forgotten = false, absent_since = NULL
+WHERE generation = %(generation)s AND state IN ('sending', 'unresolved') AND id = %(id)s
+
 -- name: accept_read_back
--- Stripe's summary holds the report.
+-- Stripe's summary holds the report; one that was forgotten stays so, since its hour does not tell under which identifier it counts.
 UPDATE billing.usage_report
 -- safeguard: an earlier generation's presence
-SET state = 'accepted', accepted_at = %(now)s, absent_since = NULL, forgotten = false
+SET state = 'accepted', accepted_at = %(now)s, absent_since = NULL
 WHERE id = %(id)s AND generation = %(generation)s AND state IN ('sending', 'unresolved')
 
 -- name: note_absence
@@ -120,57 +126,61 @@ WHERE id = %(id)s AND generation = %(generation)s AND state IN ('sending', 'unre
 SELECT coalesce(max(id), 0) FROM billing.usage_report WHERE window_start = %(window_start)s
 
 -- name: waiting_reports
--- The reports of a shard that want sending, and where each would go: as first attempted, else as its tenant is linked now.
-SELECT report.id, coalesce(report.customer_id, tenant.stripe_customer_id), coalesce(report.usage_item_id, item.usage_item_id),
+-- The reports of a shard that want sending, and where each would go: as first attempted, else as its tenant is linked at that time.
+SELECT report.id, coalesce(report.customer_id, destination.customer_id), coalesce(report.usage_item_id, destination.usage_item_id),
        meter.meter_id, meter.event_name, meter.customer_payload_key, meter.value_payload_key
 FROM billing.usage_report report
-LEFT JOIN tenants tenant ON tenant.id = report.tenant_id AND report.attempt_count = 0
-LEFT JOIN billing.metered_item item ON item.usage_item_id = tenant.stripe_usage_item_id
-JOIN billing.meter meter ON meter.meter_id = coalesce(report.meter_id, item.meter_id)
+LEFT JOIN billing.destination ON destination.report_id = report.id
+LEFT JOIN billing.meter meter ON meter.meter_id = coalesce(report.meter_id, destination.meter_id)
 -- safeguard: what is frozen during a push has a push of its own
 WHERE report.window_start = %(window_start)s AND report.id <= %(last_report)s
   AND report.state IN ('frozen', 'sending', 'unresolved') AND report.token_count > 0 AND NOT report.forgotten
-  AND (report.attempt_count > 0 OR tenant.stripe_customer_id <> '')
+  AND (report.attempt_count > 0 OR destination.is_known AND destination.reason IS NULL AND destination.customer_id IS NOT NULL)
   AND (hashtextextended(report.tenant_id, 0) & 65535) %% %(shard_count)s = %(shard)s
   -- safeguard: what is held is not sent
   AND NOT EXISTS (SELECT FROM billing.hold WHERE hold.report_id = report.id AND hold.decision IS NULL)
 ORDER BY report.id
 
 -- name: lease_customers
--- Leases customers and meters to one holder, except those that another holder's living lease covers. Says how many hold any.
+-- Leases counters to one holder, except those that another holder's living lease covers. Says how many hold any.
 WITH leased AS (
-    INSERT INTO billing.customer_lease (customer_id, event_name, holder, expires_at)
-    SELECT customer_id, event_name, %(holder)s::uuid, clock_timestamp() + %(lease)s
-    FROM (SELECT DISTINCT * FROM unnest(%(customer_ids)s::text[], %(event_names)s::text[])) AS wanted (customer_id, event_name)
-    ORDER BY customer_id, event_name  -- in one order, so that two holders cannot wait for each other
+    INSERT INTO billing.customer_lease (customer_id, counter, holder, expires_at)
+    SELECT customer_id, counter, %(holder)s::uuid, clock_timestamp() + %(lease)s
+    FROM (SELECT DISTINCT * FROM unnest(%(customer_ids)s::text[], %(counters)s::text[])) AS wanted (customer_id, counter)
+    ORDER BY customer_id, counter  -- in one order, so that two holders cannot wait for each other
     -- safeguard: a lease of another
-    ON CONFLICT (customer_id, event_name) DO UPDATE
+    ON CONFLICT (customer_id, counter) DO UPDATE
     SET holder = EXCLUDED.holder, expires_at = EXCLUDED.expires_at
     WHERE customer_lease.holder = EXCLUDED.holder OR customer_lease.expires_at < clock_timestamp()
-    RETURNING customer_id, event_name
+    RETURNING customer_id, counter
 )
-SELECT customer_id, event_name,
+SELECT customer_id, counter,
        (SELECT count(DISTINCT holder) FROM billing.customer_lease
         WHERE expires_at >= clock_timestamp() AND holder <> %(holder)s::uuid) + 1 AS holder_count
 FROM leased
 
 -- name: release_leases
--- Gives back what a holder leased, but for the customers and meters it still needs.
+-- Gives back what a holder leased, but for the counters it still needs.
 DELETE FROM billing.customer_lease
 WHERE holder = %(holder)s::uuid
-  AND (customer_id, event_name) NOT IN (SELECT * FROM unnest(%(customer_ids)s::text[], %(event_names)s::text[]))
+  AND (customer_id, counter) NOT IN (SELECT * FROM unnest(%(customer_ids)s::text[], %(counters)s::text[]))
 
 -- name: reports_to_send
--- The given reports as they stand now that their customers are leased, with the minutes their customers' other reports use.
+-- The given reports as they stand now that their counters are leased, with the times that the counters' other reports of the hour use.
 SELECT report.id, report.side_start, report.side_end, report.identifier, report.token_count,
        -- safeguard: what a dead worker was sending
        report.attempt_count, report.first_attempted_at, report.may_have_arrived OR report.state = 'sending',
        report.key_number, report.event_time,
        ARRAY(SELECT other.event_time
              FROM billing.usage_report other
-             WHERE other.customer_id = wanted.customer_id AND other.event_name = wanted.event_name
-               AND other.window_start = report.window_start AND other.event_time IS NOT NULL)
-FROM unnest(%(ids)s::bigint[], %(customer_ids)s::text[], %(event_names)s::text[]) AS wanted (id, customer_id, event_name)
+             WHERE other.customer_id = wanted.customer_id AND other.event_name = wanted.counter
+               AND other.window_start = report.window_start AND other.event_time IS NOT NULL
+             UNION ALL
+             SELECT other.event_time
+             FROM billing.usage_report other
+             WHERE other.sink = 'usage_records' AND other.usage_item_id = wanted.counter
+               AND other.event_time >= report.window_start AND other.event_time < report.window_start + interval '1 hour')
+FROM unnest(%(ids)s::bigint[], %(customer_ids)s::text[], %(counters)s::text[]) AS wanted (id, customer_id, counter)
 JOIN billing.usage_report report ON report.id = wanted.id
 -- safeguard: settled reports are not sent
 WHERE report.state IN ('frozen', 'sending', 'unresolved') AND NOT report.forgotten
@@ -187,10 +197,11 @@ WITH noted AS (
         may_have_arrived = attempt.may_have_arrived,
         attempt_count = report.attempt_count + 1,
         first_attempted_at = coalesce(report.first_attempted_at, %(now)s),
-        customer_id = attempt.customer_id, usage_item_id = attempt.usage_item_id,
+        sink = attempt.sink, customer_id = attempt.customer_id, usage_item_id = attempt.usage_item_id,
         meter_id = attempt.meter_id, event_name = attempt.event_name, event_time = attempt.event_time
     FROM jsonb_to_recordset(%(attempts)s::jsonb) AS attempt (
-        id bigint, may_have_arrived boolean, customer_id text, usage_item_id text, meter_id text, event_name text, event_time timestamptz)
+        id bigint, may_have_arrived boolean, sink text, customer_id text, usage_item_id text, meter_id text, event_name text,
+        event_time timestamptz)
     WHERE report.id = attempt.id
     RETURNING report.id, report.attempt_count, report.identifier
 )
@@ -247,6 +258,28 @@ FROM outcome
 WHERE report.id = outcome.id AND report.identifier = outcome.identifier
   AND (report.state = 'sending' AND report.attempt_count = outcome.attempt
        OR outcome.state = 'accepted' AND report.state IN ('frozen', 'sending', 'unresolved', 'rejected'))
+
+-- name: take_back_attempts
+-- Stripe refused these reports for what their items are and has nothing of them: they are as if never attempted, their items asked anew.
+WITH wrong AS (
+    SELECT id, usage_item_id
+    FROM billing.usage_report
+    -- safeguard: only what certainly did not arrive is taken back
+    WHERE id = ANY(%(ids)s::bigint[]) AND state = 'frozen' AND NOT may_have_arrived AND generation = 0 AND attempt_count > 0
+      AND NOT EXISTS (SELECT FROM billing.push_attempt attempt
+                      WHERE attempt.report_id = usage_report.id AND attempt.outcome IS DISTINCT FROM 'undelivered')
+    FOR UPDATE
+), taken_back AS (
+    UPDATE billing.usage_report report
+    -- Stripe keeps its refusal under the key that was used.
+    SET attempt_count = 0, first_attempted_at = NULL, key_number = key_number + 1,
+        sink = NULL, customer_id = NULL, usage_item_id = NULL, meter_id = NULL, event_name = NULL, event_time = NULL
+    FROM wrong
+    WHERE report.id = wrong.id
+), forgotten AS (
+    DELETE FROM billing.push_attempt attempt USING wrong WHERE attempt.report_id = wrong.id
+)
+DELETE FROM billing.metered_item item USING wrong WHERE item.usage_item_id = wrong.usage_item_id
 
 -- name: shard_states
 -- How many reports of a shard are in each state, with the last trouble that one of them met; without those that are held.

@@ -4,15 +4,28 @@
 WITH aside AS (
     SELECT coalesce(report.quarantine_reason, report.state) AS reason, report.tenant_id, report.window_start, report.token_count,
            coalesce(report.event_time, report.side_start) AS used_at,
-           coalesce(report.usage_item_id, nullif(tenant.stripe_usage_item_id, '')) AS usage_item_id,
-           coalesce(report.customer_id, tenant.stripe_customer_id) AS customer_id
+           coalesce(report.usage_item_id, near.usage_item_id, nullif(tenant.stripe_usage_item_id, '')) AS usage_item_id,
+           coalesce(report.customer_id, near.customer_id, tenant.stripe_customer_id) AS customer_id,
+           near.price_id AS near_price_id, near.meter_id AS near_meter_id, near.period_start AS near_start, near.period_end AS near_end
     FROM billing.usage_report report
     LEFT JOIN tenants tenant ON tenant.id = report.tenant_id
+    -- What bills the tenant then; else what billed it last before, else what billed it first.
+    LEFT JOIN LATERAL (
+        SELECT period.usage_item_id, period.customer_id, period.price_id, period.meter_id, period.period_start, period.period_end
+        FROM billing.subscription_period period
+        WHERE period.tenant_id = report.tenant_id
+          AND (report.usage_item_id IS NULL OR period.usage_item_id = report.usage_item_id)
+        ORDER BY period.billed_from > coalesce(report.event_time, report.side_start),
+                 abs(extract(epoch FROM period.billed_from - coalesce(report.event_time, report.side_start)))
+        LIMIT 1
+    ) near ON true
     WHERE report.state IN ('quarantined', 'rejected')
       AND (%(window_start)s::timestamptz IS NULL OR report.window_start = %(window_start)s AND report.quarantined_at >= %(since)s)
       AND (hashtextextended(report.tenant_id, 0) & 65535) %% %(shard_count)s = %(shard)s
 ), dated AS (
-    SELECT aside.*, item.price_id, item.meter_id, known.period_start IS NOT NULL AS is_billing_period,
+    SELECT aside.reason, aside.tenant_id, aside.window_start, aside.token_count, aside.usage_item_id, aside.customer_id,
+           coalesce(near_price_id, item.price_id) AS price_id, coalesce(near_meter_id, item.meter_id) AS meter_id,
+           known.period_start IS NOT NULL AS is_billing_period,
            coalesce(known.period_start, date_trunc('month', used_at, 'UTC')) AS period_start,
            coalesce(known.period_end,
                     (date_trunc('month', used_at AT TIME ZONE 'UTC') + interval '1 month') AT TIME ZONE 'UTC') AS period_end
@@ -21,6 +34,8 @@ WITH aside AS (
     LEFT JOIN LATERAL (
         SELECT period.period_start, period.period_end
         FROM (SELECT item.period_start, item.period_end
+              UNION ALL
+              SELECT near_start, near_end
               UNION ALL
               SELECT invoiced.period_start, invoiced.period_end
               FROM billing.invoiced_period invoiced WHERE invoiced.usage_item_id = aside.usage_item_id) period
@@ -39,11 +54,10 @@ SELECT summed.reason, summed.tenant_id, summed.usage_item_id, summed.period_star
        price.price_id, price.currency, price.mode, price.tiers, price.package_size, price.package_rounds_up
 FROM summed
 LEFT JOIN billing.price price ON price.price_id = summed.price_id
-LEFT JOIN billing.meter meter ON meter.meter_id = summed.meter_id
 LEFT JOIN LATERAL (
     SELECT sum(report.token_count)::bigint AS tokens
     FROM billing.usage_report report
-    WHERE report.customer_id = summed.customer_id AND report.event_name = meter.event_name
+    WHERE report.customer_id = summed.customer_id AND report.meter_id IS NOT DISTINCT FROM summed.meter_id
       AND report.usage_item_id = summed.usage_item_id AND report.state IN ('accepted', 'billed')
       AND report.window_start >= summed.period_start - interval '1 hour' AND report.window_start < summed.period_end
       AND report.event_time >= summed.period_start AND report.event_time < summed.period_end

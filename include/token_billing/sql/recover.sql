@@ -94,8 +94,9 @@ LIMIT 10
 
 -- name: doubt_attempted
 -- Reports attempted and still open: later attempts than those known here may have been made, under whatever identifier.
+-- A usage record has its time from the first attempt on: it can be set again whatever was forgotten.
 UPDATE billing.usage_report
-SET state = 'unresolved', may_have_arrived = true, forgotten = true, absent_since = NULL
+SET state = 'unresolved', may_have_arrived = true, forgotten = sink <> 'usage_records', absent_since = NULL
 WHERE state IN ('frozen', 'sending', 'unresolved') AND attempt_count > 0
 
 -- name: shift_so_far

@@ -2,12 +2,29 @@
 -- A report and the fences that say which rows it holds; until the transaction ends nobody else marks or revokes it.
 SELECT report.id, report.tenant_id, report.window_start, report.side_start, report.side_end, report.revision, report.generation,
        report.identifier, report.state, report.attempt_count, report.row_count, report.token_count, report.event_time,
-       fence.snapshot::text, earlier.snapshot::text
+       report.forgotten, fence.snapshot::text, earlier.snapshot::text
 FROM billing.usage_report report
 JOIN billing.fence fence ON fence.window_start = report.window_start AND fence.revision = report.revision
 LEFT JOIN billing.fence earlier ON earlier.window_start = report.window_start AND earlier.revision = report.revision - 1
 WHERE report.id = %(id)s
 FOR UPDATE OF report
+
+-- name: report_attempted_as
+-- The report that has, or once had, an identifier.
+SELECT id FROM billing.usage_report WHERE identifier = %(identifier)s
+UNION ALL
+SELECT report_id FROM billing.revocation WHERE identifier = %(identifier)s
+UNION ALL
+SELECT report_id FROM billing.surplus WHERE identifier = %(identifier)s
+LIMIT 1
+
+-- name: disowned_by_error
+-- Accepted reports whose present identifier an error event named, as long as nobody has dealt with it.
+SELECT report.id, discrepancy.details, discrepancy.stripe_id
+FROM billing.discrepancy
+JOIN billing.usage_report report ON report.id = discrepancy.report_id AND report.identifier = discrepancy.stripe_id
+WHERE discrepancy.cause = 'meter_error' AND discrepancy.resolved_at IS NULL AND report.state IN ('accepted', 'billed')
+ORDER BY report.id
 
 -- name: held_rows
 -- Rows and tokens that a report holds: marked where it is billed, unmarked where it is not.

@@ -4,7 +4,7 @@ INSERT INTO billing.surplus (report_id, identifier, token_count, how, found_at)
 SELECT report.id, late.identifier, report.token_count, 'late_answer', %(now)s
 FROM unnest(%(ids)s::bigint[], %(identifiers)s::text[]) AS late (id, identifier)
 -- safeguard: only a given-up identifier is surplus
-JOIN billing.usage_report report ON report.id = late.id AND report.identifier <> late.identifier
+JOIN billing.usage_report report ON report.id = late.id AND report.identifier <> late.identifier AND report.sink = 'billing_meters'
 ON CONFLICT (identifier) DO NOTHING
 
 -- name: note_surplus
@@ -26,6 +26,7 @@ WITH in_question AS (
     JOIN billing.push_attempt attempt ON attempt.report_id = report.id AND attempt.identifier <> report.identifier
     LEFT JOIN billing.surplus ON surplus.identifier = attempt.identifier
     WHERE report.generation > 0 AND report.event_time > %(oldest_event)s AND report.state IN ('accepted', 'billed', 'quarantined')
+      AND report.sink = 'billing_meters' -- a usage record sent twice is set twice
       -- safeguard: identifiers in question
       AND CASE WHEN surplus.id IS NULL THEN attempt.outcome IS NULL OR attempt.outcome NOT IN ('accepted', 'rejected')
                ELSE surplus.how = 'late_answer' AND surplus.cancelled_at IS NULL AND surplus.gave_up_at IS NULL

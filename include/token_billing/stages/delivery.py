@@ -1,4 +1,4 @@
-"""Delivering noted attempts: within the rate, one call at a time per customer and meter, and only while it is safe to write."""
+"""Delivering noted attempts: within the rate, one call at a time per customer and meter, or item, and only while it is safe to write."""
 
 import asyncio
 import time
@@ -53,7 +53,7 @@ class Delivery:
         queues: defaultdict[tuple[str, str], list[SendableReport]] = defaultdict(list)
         for report in reports:
             # safeguard: one call at a time per customer
-            queues[report.destination.customer_id, report.destination.meter.event_name].append(report)
+            queues[report.destination.lease].append(report)
         last_start = leased_until - self._timeout_s
         waiting, results = iter(queues.values()), list[AttemptResult]()
 
@@ -89,7 +89,7 @@ class Delivery:
             if not metering.may_be_sent(report, event_time, may_have_arrived, self._clock()):
                 return Undelivered("it became too old to be sent safely", try_again=False)
             started = True
-            answer = await self._stripe.report_usage(
+            answer = await self._stripe.sink(report.destination.sink).report_usage(
                 report.destination,
                 report.identifier,
                 metering.idempotency_key(report.identifier, key_number),

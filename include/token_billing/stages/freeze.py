@@ -14,7 +14,8 @@ log = logging.getLogger(__name__)
 @retry_serialization
 def freeze(connect: Connect, window: Window, clock: Clock) -> FrozenWindow:
     """Freezes what no fence of the window has seen as its next revision, in one REPEATABLE READ transaction; where there is
-    nothing new it changes nothing, but the first freeze of a window always leaves its fence. Tokens are whole, per tenant.
+    nothing new it changes nothing, but the first freeze of a window always leaves its fence. Tokens are whole, per tenant and side: an
+    hour in which the billing of a tenant's usage begins, changes or ends is divided at that instant.
 
     Raises WindowStillOpen before the window's end, LedgerNotReady where the database holds no usable ledger."""
     require_closed(window, clock())
@@ -25,7 +26,8 @@ def freeze(connect: Connect, window: Window, clock: Clock) -> FrozenWindow:
             # safeguard: the turn comes before the snapshot
             ledger.take_freezing_turn(db)  # before the snapshot: what an earlier freeze committed is seen
             revision, last_snapshot = ledger.last_fence(db, window) or (-1, None)
-            totals = ledger.unfrozen_totals(db, window, last_snapshot)
+            divided = {tenant: window.divided(instants) for tenant, instants in ledger.boundaries(db, window).items()}
+            totals = ledger.unfrozen_totals(db, window, last_snapshot, divided)
             frozen = bool(totals) or last_snapshot is None
             if frozen:
                 revision += 1

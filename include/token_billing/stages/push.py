@@ -26,6 +26,7 @@ from token_billing.stages.kept_mark import keep_mark
 from token_billing.stages.quarantined import tell_of_quarantined
 from token_billing.stages.read_back import read_back
 from token_billing.stages.sender import Sender
+from token_billing.stages.split import split_at_boundaries
 from token_billing.windows import Window
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,9 @@ async def _push(
 ) -> PushedShard:
     began = clock()
     with session(connect) as db:
-        identity, last_report = ledger.identity(db), sending.last_report(db, window)
+        identity = ledger.identity(db)
+        split_at_boundaries(db, identity, window, clock)
+        last_report = sending.last_report(db, window)
         sending.accept_zero_totals(db, window, clock())
         if settings.gates != Gates() and (held := holds.hold_unusual(db, window, shard, settings.gates, clock())):
             log.warning("window %s: %d reports look wrong and are held until somebody decides", window, held)

@@ -6,7 +6,16 @@ from token_billing import metering
 from token_billing.adapters import ledger, revocation
 from token_billing.adapters.database import Connect, repeatable_read, retry_serialization, session
 from token_billing.errors import NotRevocable, ReportsDisagree
-from token_billing.model import Clock, Disowned, QuarantineReason, ReportState, RevocableReport, Revocation
+from token_billing.model import (
+    Clock,
+    Disowned,
+    LedgerIdentity,
+    QuarantineReason,
+    ReportState,
+    RevocableReport,
+    Revocation,
+    RevocationCause,
+)
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +35,7 @@ def revoke(connect: Connect, disowned: Disowned, clock: Clock, *, revoked_by: st
     with session(connect) as db:
         identity = ledger.identity(db)
         with repeatable_read(db):
-            report = _revocable(revocation.lock_report(db, disowned.report_id), disowned)
+            report = _revocable(revocation.lock_report(db, disowned.report_id), disowned, identity)
             _require_its_rows(report, *revocation.held_rows(db, report))
             cleared_rows = revocation.disown(db, report)
             # safeguard: cleared rows are the report's
@@ -46,8 +55,9 @@ def revoke(connect: Connect, disowned: Disowned, clock: Clock, *, revoked_by: st
     return Revocation(report, identifier, reason)
 
 
-def _revocable(report: RevocableReport | None, disowned: Disowned) -> RevocableReport:
-    """The report, if Stripe has accepted it, and under the identifier that was disowned."""
+def _revocable(report: RevocableReport | None, disowned: Disowned, identity: LedgerIdentity) -> RevocableReport:
+    """The report, if Stripe has accepted it, and under the identifier that was disowned. Where a restored database need not know that
+    identifier, only a summary proves anything."""
     if report is None:
         cause = f"there is no report {disowned.report_id} in this ledger; look its id up in billing.usage_report or billing.push_attempt"
     # safeguard: only what was accepted is disowned
@@ -64,6 +74,14 @@ def _revocable(report: RevocableReport | None, disowned: Disowned) -> RevocableR
         cause = (
             f"report {report.id} has gone on as {report.identifier}; what was disowned is {disowned.identifier}, see billing.revocation. "
             "Nothing is to be done, unless Stripe disowned the new one as well"
+        )
+    # safeguard: news of an identifier after a recovery
+    elif (report.forgotten or identity.may_have_forgotten(report.window)) and disowned.cause != RevocationCause.SETTLED_SUMMARY:
+        cause = (
+            f"this database was restored, and Stripe may count report {report.id} of tenant {report.tenant_id!r}, window {report.window}, "
+            "under another identifier, which this copy has never heard of: that one of its identifiers was disowned proves nothing. Look "
+            f"at Stripe's summary, as the runbook says; only where it lacks the report's {report.token_count} tokens, revoke it with "
+            "--missing-in-summary"
         )
     else:
         return report

@@ -4,6 +4,7 @@ While one chunk is on the network, the database is busy with its neighbours: wha
 after is noted. That one follows as the first runs out, or after it where they share a customer."""
 
 import asyncio
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from uuid import uuid4
 from token_billing import metering
 from token_billing.adapters import ledger, sending
 from token_billing.adapters.database import Connection
-from token_billing.errors import SendingPaused, StripeRefusesKey, StripeUnavailable
+from token_billing.errors import BillingError, SendingPaused, StripeRefusesKey, StripeUnavailable, WrongSink
 from token_billing.model import (
     AttemptResult,
     Clock,
@@ -24,6 +25,7 @@ from token_billing.model import (
     QuarantineReason,
     SendableReport,
     Shard,
+    Sink,
     Undelivered,
     Unresolved,
 )
@@ -31,6 +33,8 @@ from token_billing.periods import FinalPeriods
 from token_billing.settings import PushSettings
 from token_billing.stages.delivery import Delivery
 from token_billing.windows import Window
+
+log = logging.getLogger(__name__)
 
 #: A report's id, and where it would go.
 Waiting = tuple[int, Destination]
@@ -74,24 +78,27 @@ class Sender:
         self._done: set[int] = set()
         self._passed_over = False
         self._pause: str | None = None
+        self._wrong_sink: str | None = None
 
     async def send_all(self) -> None:
         """Customers that another run holds are waited for, as long as a dead run's lease can last.
 
-        Raises, with every outcome recorded, SendingPaused, and StripeUnavailable or StripeRefusesKey where a whole chunk got no
-        usable answer."""
+        Raises, with every outcome recorded, SendingPaused, StripeUnavailable or StripeRefusesKey where a whole chunk got no
+        usable answer, and WrongSink where reports can go to the other sink only: those stay as they are, all others are sent."""
         patience = 2 * self._settings.lease.total_seconds()
         waiting_since, done_before = time.monotonic(), 0
         while True:
             self._passed_over = False
             await self._pass_through()
             if not self._passed_over:
-                return
+                break
             if len(self._done) > done_before:
                 waiting_since, done_before = time.monotonic(), len(self._done)
             elif time.monotonic() > waiting_since + patience:
-                return
+                break
             await asyncio.sleep(1)
+        if self._wrong_sink:
+            raise _wrong_sink(self._wrong_sink)
 
     async def _pass_through(self) -> None:
         results: list[AttemptResult] = []
@@ -111,7 +118,9 @@ class Sender:
                 await asyncio.wait([on_the_network])
             next_on_the_network = self._start_sending(following)
             results = await on_the_network
-            trouble = _hopeless([result.outcome for result in results if result.started])
+            outcomes = [result.outcome for result in results if result.started]
+            self._wrong_sink = next(filter(None, map(_wrong_sink_refusal, outcomes)), self._wrong_sink)
+            trouble = _hopeless(outcomes)
             if trouble is not None:
                 self._delivery.stop()
                 await asyncio.to_thread(self._record, results + await next_on_the_network)
@@ -149,7 +158,11 @@ class Sender:
             # safeguard: only leased customers
             mine = [(report_id, to) for report_id, to in wanted if to.lease in leased]
             now = self._clock()
-            to_send, to_quarantine = _sort_out(sending.reports_to_send(self._db, mine), self._final_for, now)
+            reports = sending.reports_to_send(self._db, mine)
+            reasons = {report.id: why for report in reports if (why := metering.wrong_sink(report, self._settings.sink))}
+            self._wrong_sink = next(iter(reasons.values()), self._wrong_sink)
+            # safeguard: nothing goes to a sink that was not chosen
+            to_send, to_quarantine = _sort_out([report for report in reports if report.id not in reasons], self._final_for, now)
             if to_quarantine:
                 sending.quarantine_reports(self._db, to_quarantine, now)
             # safeguard: no first send before its hour was read back
@@ -189,23 +202,25 @@ def _sort_out(
     reports: Sequence[SendableReport], is_final: Callable[[SendableReport, datetime], bool], now: datetime
 ) -> tuple[list[SendableReport], dict[int, QuarantineReason]]:
     """The reports to send, each with its event time, and why others must be quarantined. A report that is too old for a blind
-    resend, or of a period with a final invoice, but may have arrived, is neither: it stays as it is, to be read back."""
+    resend, or of a period with a final invoice, but may have arrived, is neither: it stays as it is, to be read back. So does one for
+    which its item's hour has no second left."""
     to_send, to_quarantine = [], {}
     used: defaultdict[tuple[str, str], list[datetime]] = defaultdict(list)
     for report in reports:
-        event_time = report.event_time
+        used_here = used[report.destination.lease]
+        # safeguard: minutes given away in the same chunk
+        event_time = metering.event_time(report, [*report.used_event_times, *used_here])
         if event_time is None:
-            used_here = used[report.destination.customer_id, report.destination.meter.event_name]
-            # safeguard: minutes given away in the same chunk
-            event_time = report.side.event_time([*report.used_event_times, *used_here])
-            used_here.append(event_time)
+            log.error("%s has more reports in one hour than seconds: %d waits", report.destination.usage_item_id, report.id)
+            continue
+        used_here.append(event_time)
         final = is_final(report, event_time)
         # safeguard: a final invoice takes nothing more
         if not final and metering.may_be_sent(report, event_time, report.may_have_arrived, now):
             to_send.append(report._replace(event_time=event_time, first_attempted_at=report.first_attempted_at or now))
         # safeguard: only what cannot have arrived is quarantined
         elif not report.may_have_arrived:
-            reason = metering.cannot_be_sent(report.token_count, event_time, now)
+            reason = metering.cannot_be_sent(report.token_count, event_time, now, report.destination.sink)
             if reason or final:
                 to_quarantine[report.id] = reason or QuarantineReason.PERIOD_INVOICED
     return to_send, to_quarantine
@@ -215,16 +230,32 @@ async def _nothing() -> list[AttemptResult]:
     return []
 
 
-def _hopeless(outcomes: Sequence[Outcome]) -> StripeRefusesKey | StripeUnavailable | None:
+def _wrong_sink(why: str) -> WrongSink:
+    return WrongSink(
+        f"usage cannot be reported to the sink that is set: {why}. Then clear the task; nothing was lost, and what waits goes out then."
+    )
+
+
+def _wrong_sink_refusal(outcome: Outcome) -> str | None:
+    """What Stripe said of the sink, and what to change; the refusals that say so all come of usage records."""
+    if isinstance(outcome, Undelivered) and outcome.wrong_sink:
+        return f"Stripe said: {outcome.message} {metering.set_sink(Sink.BILLING_METERS)}"
+    return None
+
+
+def _hopeless(outcomes: Sequence[Outcome]) -> BillingError | None:
     """The error that ends the push where a whole chunk got no usable answer: the next one would get none either."""
     troubles = [
         outcome
         for outcome in outcomes
-        if isinstance(outcome, Undelivered | Unresolved) and (outcome.try_again or outcome.http_status in metering.KEY_REFUSED)
+        if isinstance(outcome, Undelivered | Unresolved)
+        and (outcome.try_again or outcome.http_status in metering.KEY_REFUSED or _wrong_sink_refusal(outcome))
     ]
     if not troubles or len(troubles) < len(outcomes):
         return None
     for trouble in troubles:
+        if refusal := _wrong_sink_refusal(trouble):
+            return _wrong_sink(refusal)
         if trouble.http_status in metering.KEY_REFUSED:
             return StripeRefusesKey(
                 "Stripe refused the secret key of connection `stripe_default`; put a valid key there and clear the task. "

@@ -11,6 +11,7 @@ import pytest
 from sandbox.postgres import PostgresServer
 from sandbox.services import prepare_billing_database
 from sandbox.stripe_simulator.process import StripeSimulator
+from token_billing.model import Sink
 from world import World
 
 
@@ -35,11 +36,11 @@ def elsewhere(clusters: tuple[PostgresServer, PostgresServer]) -> PostgresServer
 
 
 @pytest.fixture
-def world(original: PostgresServer, simulator: StripeSimulator) -> World:
+def world(original: PostgresServer, simulator: StripeSimulator, sink: Sink) -> World:
     """A billing database in a cluster of its own, in which a is frozen and not sent, while b has used nothing yet."""
     dsn = original.recreate_database("billing")
     prepare_billing_database(dsn)
-    world = World(dsn, simulator)
+    world = World(dsn, simulator, sink=sink)
     simulator.reset(clock=world.window.end + timedelta(minutes=5))
     world.set_time(world.window.end + timedelta(minutes=5))
     world.link("a", "b")

@@ -14,9 +14,10 @@ from token_billing.errors import NothingToRecover, RestoredDatabase
 from token_billing.stages.kept_mark import require_newest
 from token_billing.stages.recover import recover
 from token_billing.windows import Window
-from world import World
+from world import World, both_sinks
 
 
+@both_sinks
 def test_a_volume_from_before_a_push_is_refused_and_bills_nothing_twice(world: World, snapshot: Callable[[], World]) -> None:
     """What the lost time sent is found at Stripe: a, which the copy had frozen, and b, of which it knew nothing."""
     world.push()
@@ -34,6 +35,7 @@ def test_a_volume_from_before_a_push_is_refused_and_bills_nothing_twice(world: W
     assert sent(restored) == [5, 7]
 
 
+@both_sinks
 def test_what_the_lost_time_did_not_send_is_sent_once_after_a_day_of_absence(world: World, snapshot: Callable[[], World]) -> None:
     world.push()
     restored = snapshot()
@@ -47,6 +49,7 @@ def test_what_the_lost_time_did_not_send_is_sent_once_after_a_day_of_absence(wor
     assert sent(restored) == [5, 7]
 
 
+@both_sinks
 def test_two_tenants_of_one_customer_are_told_apart_by_their_hour_or_left_to_a_person(world: World, snapshot: Callable[[], World]) -> None:
     """Which minute the lost time dated a report with is forgotten with the report."""
     world.sql("UPDATE tenants SET (stripe_customer_id, stripe_usage_item_id) = (SELECT stripe_customer_id, stripe_usage_item_id "
@@ -64,6 +67,7 @@ def test_two_tenants_of_one_customer_are_told_apart_by_their_hour_or_left_to_a_p
     assert sent(restored) == [5, 7]
 
 
+@both_sinks
 def test_hours_that_end_after_the_recovery_are_billed_as_ever(world: World, snapshot: Callable[[], World]) -> None:
     world.push()
     restored = snapshot()

@@ -6,8 +6,10 @@ from sandbox.stripe_simulator.endpoint import Endpoint
 from sandbox.stripe_simulator.expansion import Expanders
 from sandbox.stripe_simulator.resources import (
     account,
+    checkout_sessions,
     core_events,
     customers,
+    events,
     invoices,
     meter_event_adjustments,
     meter_event_summaries,
@@ -17,6 +19,8 @@ from sandbox.stripe_simulator.resources import (
     products,
     subscription_items,
     subscriptions,
+    usage_records,
+    webhook_endpoints,
 )
 
 #: Meter events first: routes are tried in order, and they are nearly all of the traffic.
@@ -32,10 +36,17 @@ ENDPOINTS: list[Endpoint] = [
     *prices.ENDPOINTS,
     *products.ENDPOINTS,
     *core_events.ENDPOINTS,
+    *events.ENDPOINTS,
+    *webhook_endpoints.ENDPOINTS,
+    *checkout_sessions.ENDPOINTS,
     *account.ENDPOINTS,
 ]
 
+#: Outside Stripe's present description.
+LEGACY_ENDPOINTS: list[Endpoint] = [*usage_records.ENDPOINTS]
+
 EXPANDERS: Expanders = {
+    **checkout_sessions.EXPANDERS,
     **customers.EXPANDERS,
     **invoices.EXPANDERS,
     **prices.EXPANDERS,

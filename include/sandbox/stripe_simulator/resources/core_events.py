@@ -16,7 +16,7 @@ from sandbox.stripe_simulator.clock import SECONDS_A_DAY, milliseconds, rfc3339
 from sandbox.stripe_simulator.endpoint import Endpoint
 from sandbox.stripe_simulator.meter_event_log import MeterEvent
 from sandbox.stripe_simulator.params import ArrayOf, HashOf, Integer, Params, Text
-from sandbox.stripe_simulator.resources import meters
+from sandbox.stripe_simulator.resources import meters, webhook_endpoints
 from sandbox.stripe_simulator.state import JsonObject, State, derived_id
 
 #: Stripe: "List events, going back up to 30 days."
@@ -122,7 +122,7 @@ def list_(state: State, params: Params) -> JsonObject:
         has_begun = has_begun or event["id"] == params["page"]
     if not has_begun:
         raise errors.invalid_parameter(f"Invalid page: {params['page']}", "page")
-    page = [{name: value for name, value in event.items() if name != "data"} for event in found[:limit]]
+    page = [thin(event) for event in found[:limit]]
     return {"data": page, "next_page_url": _next_url(params, page[-1]["id"]) if len(found) > limit else None, "previous_page_url": None}
 
 
@@ -132,6 +132,30 @@ def retrieve(state: State, params: Params, event_id: str) -> JsonObject:
     if event is None or not _is_shown(state, event):
         raise errors.core_event_not_found(event_id)
     return dict(event)
+
+
+def thin(event: JsonObject) -> JsonObject:
+    """As lists show it and webhooks carry it."""
+    return {name: value for name, value in event.items() if name != "data"}
+
+
+# --- What time does -----------------------------------------------------------------------------------------------------------------
+
+
+def due(state: State, event_id: str) -> int | None:
+    """When the event is sent (seconds since 1970), until it has been."""
+    event = state.core_events.get(event_id)
+    return None if event is None or state.announced.get(event_id) is not None else -(-_created_ms(event) // 1000)
+
+
+def announce(state: State, event_id: str) -> None:
+    event = state.core_events.get(event_id)
+    assert event is not None, "it has just been due"
+    state.put("announced", {"id": event_id})
+    webhook_endpoints.enqueue(state, event_id, event["type"])
+
+
+# --- Rules --------------------------------------------------------------------------------------------------------------------------
 
 
 def _is_wanted(event: JsonObject, params: Params, bounds: Mapping[str, int]) -> bool:

@@ -22,7 +22,7 @@ from sandbox.stripe_simulator.params import (
     is_within,
     merged_metadata,
 )
-from sandbox.stripe_simulator.resources import subscriptions
+from sandbox.stripe_simulator.resources import events, subscriptions
 from sandbox.stripe_simulator.state import JsonObject, State, scrambled
 
 _ADDRESS = {part: Text() for part in ("city", "country", "line1", "line2", "postal_code", "state")}
@@ -74,11 +74,16 @@ def create(state: State, params: Params) -> JsonObject:
         "tax_exempt": "none",
         "test_clock": None,
     }
-    return _stored(state, customer, params)
+    created = _stored(state, customer, params)
+    events.emit(state, "customer.created", created)
+    return created
 
 
 def update(state: State, params: Params, customer_id: str) -> JsonObject:
-    return _stored(state, existing(state, customer_id), params)
+    before = existing(state, customer_id)
+    after = _stored(state, before, params)
+    events.emit_update(state, "customer.updated", before, after)
+    return after
 
 
 def retrieve(state: State, params: Params, customer_id: str) -> JsonObject:
@@ -104,9 +109,9 @@ def list_(state: State, params: Params) -> JsonObject:
 
 
 def delete_(state: State, params: Params, customer_id: str) -> JsonObject:
-    """Also cancels the customer's subscriptions at once."""
-    existing(state, customer_id)
-    subscriptions.cancel_all_of(state, customer_id)
+    """Also cancels the customer's subscriptions at once, and their usage is on no invoice (unverified)."""
+    subscriptions.cancel_all_of(state, existing(state, customer_id)["id"])
+    events.emit(state, "customer.deleted", existing(state, customer_id))
     deleted = {"id": customer_id, "object": "customer", "deleted": True}
     state.put("customers", deleted)
     return dict(deleted)

@@ -10,7 +10,7 @@ from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 
-from sandbox.stripe_simulator import errors
+from sandbox.stripe_simulator import LEGACY_API_VERSION, errors
 from sandbox.stripe_simulator.endpoint import get, get_list, post
 from sandbox.stripe_simulator.expansion import ABSENT, Expander
 from sandbox.stripe_simulator.pagination import list_page
@@ -31,6 +31,7 @@ from sandbox.stripe_simulator.params import (
     is_within,
     merged_metadata,
 )
+from sandbox.stripe_simulator.resources import events
 from sandbox.stripe_simulator.state import JsonObject, State
 
 INTERVALS = ("day", "month", "week", "year")
@@ -114,6 +115,7 @@ def create(state: State, params: Params) -> JsonObject:
         **amounts,
     }
     state.put("prices", price)
+    events.emit(state, "price.created", _render(price))
     return _render(price)
 
 
@@ -123,8 +125,9 @@ def update(state: State, params: Params, price_id: str) -> JsonObject:
     changed = {name: value for name, value in params.items() if name not in ("expand", "metadata", "transfer_lookup_key")}
     if "metadata" in params:
         changed["metadata"] = merged_metadata(price["metadata"], params["metadata"])
-    price = {**price, **changed}
+    before, price = price, {**price, **changed}
     state.put("prices", price)
+    events.emit_update(state, "price.updated", _render(before), _render(price))
     return _render(price)
 
 
@@ -160,6 +163,12 @@ def rendered(state: State, price_id: str) -> JsonObject:
     return _render(price)
 
 
+def is_metered(state: State, price_id: str) -> bool:
+    """Whether a stored, recurring price bills usage."""
+    price = state.prices.get(price_id)
+    return price is not None and price["recurring"]["usage_type"] == "metered"
+
+
 def _render(price: JsonObject) -> JsonObject:
     """Without `tiers`, which Stripe shows only when they are asked for by `expand[]=tiers`."""
     return {name: value for name, value in price.items() if name != "tiers"}
@@ -177,7 +186,7 @@ def _recurring(state: State, given: Mapping[str, Any] | None) -> JsonObject | No
         return None
     usage_type = given.get("usage_type", "licensed")
     meter_id = given.get("meter")
-    if usage_type == "metered" and meter_id is None:
+    if usage_type == "metered" and meter_id is None and state.api_version != LEGACY_API_VERSION:
         # Worded as production projects have quoted it; legacy metered prices ended with this API version.
         raise errors.refused(
             "Starting with Stripe version `2025-03-31.basil`, metered prices must be backed by meters.", "recurring[meter]"

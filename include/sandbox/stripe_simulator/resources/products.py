@@ -24,7 +24,7 @@ from sandbox.stripe_simulator.params import (
     is_within,
     merged_metadata,
 )
-from sandbox.stripe_simulator.resources import prices
+from sandbox.stripe_simulator.resources import events, prices
 from sandbox.stripe_simulator.state import JsonObject, State
 
 _SHARED: Mapping[str, Kind] = {
@@ -98,6 +98,7 @@ def create(state: State, params: Params) -> JsonObject:
         price = prices.create(state, {**price_data, "product": product_id})
         product = {**product, "default_price": price["id"]}
         state.put("products", product)
+    events.emit(state, "product.created", product)
     return dict(product)
 
 
@@ -111,8 +112,9 @@ def update(state: State, params: Params, product_id: str) -> JsonObject:
         prices.named(state, price_id, "default_price")
     if "metadata" in params:
         changed["metadata"] = merged_metadata(product["metadata"], params["metadata"])
-    product = {**product, **changed, "updated": state.clock.now_seconds()}
+    before, product = product, {**product, **changed, "updated": state.clock.now_seconds()}
     state.put("products", product)
+    events.emit_update(state, "product.updated", before, product)
     return dict(product)
 
 
@@ -136,11 +138,12 @@ def list_(state: State, params: Params) -> JsonObject:
 
 
 def delete_(state: State, params: Params, product_id: str) -> JsonObject:
-    _existing(state, product_id)
+    product = _existing(state, product_id)
     if any(price["product"] == product_id for price in state.prices.newest_first()):
         raise errors.refused("This product cannot be deleted because it has one or more user-created prices.")
     deleted = {"id": product_id, "object": "product", "deleted": True}
     state.put("products", deleted)
+    events.emit(state, "product.deleted", product)
     return dict(deleted)
 
 

@@ -1,7 +1,6 @@
-"""Subscriptions: /v1/subscriptions. Monthly anchored, paid without fail; a change is never prorated.
+"""Subscriptions: /v1/subscriptions. Paid without fail; a change is never prorated. What time alone does to one is `passing_time`'s.
 
-What time alone does to a subscription (a trial's end, a cancellation falling due) is worked out when it is read, from the stored facts
-and the clock; nothing has to happen at that moment.
+Every change by a request is one `customer.subscription.updated` (or `.deleted`), with what it shows before and after.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from sandbox.stripe_simulator import errors
 from sandbox.stripe_simulator.billing_periods import period_containing
 from sandbox.stripe_simulator.endpoint import delete, get, get_list, post
 from sandbox.stripe_simulator.expansion import Expander
-from sandbox.stripe_simulator.pagination import list_of, list_page
+from sandbox.stripe_simulator.pagination import list_page
 from sandbox.stripe_simulator.params import (
     BOUNDS,
     EXPAND,
@@ -31,7 +30,16 @@ from sandbox.stripe_simulator.params import (
     is_within,
     merged_metadata,
 )
-from sandbox.stripe_simulator.resources import invoice_cycle, prices, subscription_items, subscription_terms
+from sandbox.stripe_simulator.resources import (
+    events,
+    invoice_cycle,
+    invoice_rendering,
+    item_times,
+    prices,
+    subscribed_items,
+    subscription_terms,
+)
+from sandbox.stripe_simulator.resources.subscription_rendering import announced, rendered, status_at, stored
 from sandbox.stripe_simulator.state import JsonObject, State
 
 _STATUSES = ("active", "canceled", "incomplete", "incomplete_expired", "past_due", "paused", "trialing", "unpaid")
@@ -57,7 +65,7 @@ _CANCELLATION_DETAILS = HashOf(
     }
 )
 _SHARED: Mapping[str, Kind] = {
-    **{name: kind for name, kind in subscription_items.PRORATION.items() if name != "proration_date"},
+    **{name: kind for name, kind in subscribed_items.PRORATION.items() if name != "proration_date"},
     "cancel_at_period_end": Boolean(),
     "collection_method": OneOf(words=("charge_automatically", "send_invoice")),
     "days_until_due": Integer(minimum=0),
@@ -82,7 +90,7 @@ _CREATE: Mapping[str, Kind] = {
     "currency": Currency(),
     "customer": Text(required=True),
     "description": Text(max_length=500),
-    "items": ArrayOf(element=HashOf(fields={**subscription_items.WRITABLE, "metadata": TextMap()}), max_count=_ITEM_COUNT, required=True),
+    "items": ArrayOf(element=HashOf(fields={**subscribed_items.WRITABLE, "metadata": TextMap()}), max_count=_ITEM_COUNT, required=True),
     "trial_period_days": Integer(minimum=0, maximum=730),
 }
 _UPDATE: Mapping[str, Kind] = {
@@ -94,7 +102,7 @@ _UPDATE: Mapping[str, Kind] = {
     "items": ArrayOf(
         element=HashOf(
             fields={
-                **subscription_items.WRITABLE,
+                **subscribed_items.WRITABLE,
                 "clear_usage": Boolean(),
                 "deleted": Boolean(),
                 "id": Text(),
@@ -112,6 +120,7 @@ _UPDATE: Mapping[str, Kind] = {
     ),
     "proration_date": Integer(minimum=0),
 }
+_CANCEL: Mapping[str, Kind] = {"cancellation_details": _CANCELLATION_DETAILS, "invoice_now": Boolean(), "prorate": Boolean()}
 
 
 def create(state: State, params: Params) -> JsonObject:
@@ -160,6 +169,7 @@ def create(state: State, params: Params) -> JsonObject:
         "invoice_settings": {"account_tax_ids": None, "issuer": {"type": "self"}},
         "items": [],
         "latest_invoice": None,
+        "left_charges": [],
         "livemode": False,
         "metadata": merged_metadata({}, params.get("metadata") or {}),
         "next_pending_invoice_item_invoice": None,
@@ -173,6 +183,7 @@ def create(state: State, params: Params) -> JsonObject:
         "pending_invoice_item_interval": None,
         "pending_setup_intent": None,
         "pending_update": None,
+        "rolled_over_at": now,
         "schedule": None,
         "start_date": start,
         "test_clock": None,
@@ -185,13 +196,17 @@ def create(state: State, params: Params) -> JsonObject:
         raise errors.refused("`cancel_at` must be in the future.", "cancel_at")
     state.put("subscriptions", subscription)
     for index, item in enumerate(params["items"]):
-        subscription_items.added(state, _stored(state, subscription_id), item, f"items[{index}]")
+        subscribed_items.added(state, stored(state, subscription_id), item, f"items[{index}]", since=start)
     _check_anchor(state, subscription_id, now)
     if params.get("cancel_at_period_end"):
-        _put(state, _stored(state, subscription_id), _cancelling_at_period_end(state, subscription_id, wanted=True))
+        _put(state, stored(state, subscription_id), _cancelling_at_period_end(state, subscription_id, wanted=True))
     if customer["currency"] is None:  # a customer's currency is fixed by its first subscription
-        state.put("customers", {**customer, "currency": subscription["currency"]})
-    return rendered(state, _stored(state, subscription_id))
+        with_currency = {**customer, "currency": subscription["currency"]}
+        state.put("customers", with_currency)
+        events.emit_update(state, "customer.updated", customer, with_currency)
+    events.emit(state, "customer.subscription.created", rendered(state, stored(state, subscription_id)))
+    invoice_cycle.open_with_subscription(state, stored(state, subscription_id))
+    return rendered(state, stored(state, subscription_id))
 
 
 def update(state: State, params: Params, subscription_id: str) -> JsonObject:
@@ -199,8 +214,14 @@ def update(state: State, params: Params, subscription_id: str) -> JsonObject:
     now = state.clock.now_seconds()
     if status_at(subscription, now) == "canceled" and not params.keys() <= {"metadata", "cancellation_details", "expand"}:
         raise errors.refused("A canceled subscription can only update its cancellation_details and metadata.")
-    invoice_cycle.bring_up_to_date(state, subscription)
-    _change_items(state, subscription_id, params.get("items", []))
+    with announced(state, subscription_id):
+        _change(state, subscription, params, now)
+    return rendered(state, stored(state, subscription_id))
+
+
+def _change(state: State, subscription: JsonObject, params: Params, now: int) -> None:
+    subscription_id = subscription["id"]
+    _change_items(state, subscription_id, params)
     changed: dict[str, Any] = {name: params[name] for name in ("description", "collection_method") if name in params}
     if "metadata" in params:
         changed["metadata"] = merged_metadata(subscription["metadata"], params["metadata"])
@@ -217,22 +238,25 @@ def update(state: State, params: Params, subscription_id: str) -> JsonObject:
     if "trial_end" in params:
         trial_end = subscription_terms.trial_end(params, now)
         if trial_end is not None:
-            trial_start = now if subscription["trial_start"] is None else subscription["trial_start"]
+            trial_start = subscription["trial_start"]
+            if status_at(subscription, now) != "trialing":
+                trial_start = now
+                for item in subscribed_items.of(state, stored(state, subscription_id)):  # what came before it is not free
+                    item_times.leave_price(state, subscription_id, item, params)
             changed |= {"trial_end": trial_end, "trial_start": trial_start, "billing_cycle_anchor": trial_end}
         elif subscription["trial_end"] is not None and subscription["trial_end"] > now:
             changed |= {"trial_end": now, "billing_cycle_anchor": now}
     if "cancel_at_period_end" in params and "cancel_at" in params:
         raise errors.exclusive_parameters("cancel_at", "cancel_at_period_end")
-    _put(state, _stored(state, subscription_id), changed)
+    _put(state, stored(state, subscription_id), changed)
     if "cancel_at_period_end" in params:
         wanted = params["cancel_at_period_end"]
-        _put(state, _stored(state, subscription_id), _cancelling_at_period_end(state, subscription_id, wanted=wanted))
+        _put(state, stored(state, subscription_id), _cancelling_at_period_end(state, subscription_id, wanted=wanted))
     elif "cancel_at" in params:
         cancel_at = params["cancel_at"]
         if cancel_at is not None and cancel_at <= now:
             raise errors.refused("`cancel_at` must be in the future.", "cancel_at")
-        _put(state, _stored(state, subscription_id), subscription_terms.cancelling(cancel_at, at_period_end=False, now=now))
-    return rendered(state, _stored(state, subscription_id))
+        _put(state, stored(state, subscription_id), subscription_terms.cancelling(cancel_at, at_period_end=False, now=now))
 
 
 def retrieve(state: State, params: Params, subscription_id: str) -> JsonObject:
@@ -254,7 +278,7 @@ def list_(state: State, params: Params) -> JsonObject:
             return False
         if not params.keys() & {"price", "current_period_start", "current_period_end"}:
             return True
-        items = [subscription_items.rendered(state, subscription, item) for item in subscription_items.of(state, subscription)]
+        items = [subscribed_items.rendered(state, subscription, item) for item in subscribed_items.of(state, subscription)]
         return ("price" not in params or any(item["price"]["id"] == params["price"] for item in items)) and all(
             any(is_within(item[name], params.get(name)) for item in items) for name in ("current_period_start", "current_period_end")
         )
@@ -271,15 +295,21 @@ def list_(state: State, params: Params) -> JsonObject:
 
 
 def cancel(state: State, params: Params, subscription_id: str) -> JsonObject:
-    """At once. A subscription that is canceled already is not there to cancel."""
+    """At once. A subscription that is canceled already is not there to cancel.
+
+    Its usage so far is invoiced with `invoice_now`, else dropped.
+    """
     subscription = _existing(state, subscription_id)
     now = state.clock.now_seconds()
     if status_at(subscription, now) == "canceled":
         raise errors.no_such("subscription", subscription_id, in_path=True)
-    invoice_cycle.bring_up_to_date(state, subscription)
     details = {**subscription["cancellation_details"], **params.get("cancellation_details", {}), "reason": "cancellation_requested"}
-    ended = _put(state, subscription, {"canceled_at": now, "ended_at": now, "cancellation_details": details})
-    return rendered(state, ended)
+    _put(state, subscription, {"canceled_at": now, "ended_at": now, "cancellation_details": details})
+    if params.get("invoice_now"):
+        invoice_cycle.settle_cancellation(state, stored(state, subscription_id))
+    ended = rendered(state, stored(state, subscription_id))
+    events.emit(state, "customer.subscription.deleted", ended)
+    return ended
 
 
 # --- What customers use -----------------------------------------------------------------------------------------------------------
@@ -303,45 +333,10 @@ def cancel_all_of(state: State, customer_id: str) -> None:
 # --- Rules ------------------------------------------------------------------------------------------------------------------------
 
 
-def status_at(subscription: JsonObject, now: int) -> str:
-    """The status that follows from the stored facts: every invoice is taken to be paid, so three are possible."""
-    if _ended_at(subscription, now) is not None:
-        return "canceled"
-    if subscription["trial_end"] is not None and now < subscription["trial_end"]:
-        return "trialing"
-    return "active"
-
-
-def rendered(state: State, subscription: JsonObject) -> JsonObject:
-    """The subscription as Stripe shows it now."""
-    now = state.clock.now_seconds()
-    items = [subscription_items.rendered(state, subscription, item) for item in subscription_items.of(state, subscription)]
-    return {
-        **subscription,
-        "ended_at": _ended_at(subscription, now),
-        "items": list_of(items, f"/v1/subscription_items?subscription={subscription['id']}"),
-        "status": status_at(subscription, now),
-    }
-
-
-def _ended_at(subscription: JsonObject, now: int) -> int | None:
-    if subscription["ended_at"] is not None:
-        return int(subscription["ended_at"])
-    cancel_at = subscription["cancel_at"]
-    return cancel_at if cancel_at is not None and cancel_at <= now else None
-
-
 def _existing(state: State, subscription_id: str) -> JsonObject:
     subscription = state.subscriptions.get(subscription_id)
     if subscription is None:
         raise errors.no_such("subscription", subscription_id, in_path=True)
-    return subscription
-
-
-def _stored(state: State, subscription_id: str) -> JsonObject:
-    """The newest stored form: items are changed through it, so none may be kept across a change."""
-    subscription = state.subscriptions.get(subscription_id)
-    assert subscription is not None
     return subscription
 
 
@@ -351,28 +346,29 @@ def _put(state: State, subscription: JsonObject, changed: Mapping[str, Any]) -> 
     return subscription
 
 
-def _change_items(state: State, subscription_id: str, given: list[Params]) -> None:
-    for index, change in enumerate(given):
+def _change_items(state: State, subscription_id: str, params: Params) -> None:
+    terms = {name: params[name] for name in ("proration_behavior",) if name in params}
+    for index, change in enumerate(params.get("items", [])):
         name = f"items[{index}]"
         if "id" not in change:
-            subscription_items.added(state, _stored(state, subscription_id), change, name)
+            subscribed_items.added(state, stored(state, subscription_id), change, name, since=state.clock.now_seconds())
             continue
         item = state.subscription_items.get(change["id"])
         if item is None or "deleted" in item or item["subscription"] != subscription_id:
             raise errors.no_such("subscription_item", change["id"], param=f"{name}[id]")
         if change.get("deleted"):
-            subscription_items.removed(state, item)
+            subscribed_items.removed(state, item, {**terms, **change})
         else:
-            subscription_items.changed(state, item, change, name)
-    if not subscription_items.of(state, _stored(state, subscription_id)):
-        raise subscription_items.no_items_left()
+            subscribed_items.changed(state, item, {**terms, **change}, name)
+    if not subscribed_items.of(state, stored(state, subscription_id)):
+        raise subscribed_items.no_items_left()
 
 
 def _check_anchor(state: State, subscription_id: str, now: int) -> None:
     """An anchor lies at most one period ahead, or the first period would be longer than the price says."""
-    subscription = _stored(state, subscription_id)
+    subscription = stored(state, subscription_id)
     anchor = subscription["billing_cycle_anchor"]
-    for item in subscription_items.of(state, subscription):
+    for item in subscribed_items.of(state, subscription):
         recurring = prices.rendered(state, item["price"])["recurring"]
         period = {"interval": recurring["interval"], "interval_count": recurring["interval_count"]}
         if subscription["trial_end"] is None and anchor > period_containing(now, anchor=now, **period)[1]:
@@ -384,11 +380,8 @@ def _cancelling_at_period_end(state: State, subscription_id: str, *, wanted: boo
     now = state.clock.now_seconds()
     if not wanted:
         return subscription_terms.cancelling(None, at_period_end=False, now=now)
-    subscription = _stored(state, subscription_id)
-    ends = [
-        subscription_items.current_period(subscription, prices.rendered(state, item["price"]), now)[1]
-        for item in subscription_items.of(state, subscription)
-    ]
+    subscription = stored(state, subscription_id)
+    ends = [item_times.period_of(state, subscription, item, now)[1] for item in subscribed_items.of(state, subscription)]
     return subscription_terms.cancelling(max(ends), at_period_end=True, now=now)
 
 
@@ -397,13 +390,16 @@ def _customer(state: State, subscription: JsonObject) -> JsonObject | None:
     return None if customer is None else dict(customer)
 
 
+def _latest_invoice(state: State, subscription: JsonObject) -> JsonObject | None:
+    invoice = next(state.invoices.newest_first_of(subscription["id"]), None)
+    return None if invoice is None else invoice_rendering.rendered(state, invoice)
+
+
 EXPANDERS: Mapping[str, Mapping[str, Expander]] = {
     "subscription": {
         "customer": _customer,
-        **{
-            name: lambda state, subscription: None
-            for name in ("default_payment_method", "latest_invoice", "pending_setup_intent", "schedule", "test_clock")
-        },
+        "latest_invoice": _latest_invoice,
+        **{name: lambda state, subscription: None for name in ("default_payment_method", "pending_setup_intent", "schedule", "test_clock")},
     }
 }
 
@@ -422,5 +418,5 @@ ENDPOINTS = [
     ),
     get("/v1/subscriptions/{subscription_exposed_id}", retrieve),
     post("/v1/subscriptions/{subscription_exposed_id}", update, _UPDATE),
-    delete("/v1/subscriptions/{subscription_exposed_id}", cancel, cancellation_details=_CANCELLATION_DETAILS, **EXPAND),
+    delete("/v1/subscriptions/{subscription_exposed_id}", cancel, **_CANCEL, **EXPAND),
 ]

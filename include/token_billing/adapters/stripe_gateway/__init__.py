@@ -3,9 +3,10 @@
 from contextlib import AbstractAsyncContextManager
 
 from token_billing.adapters.stripe_gateway.connection import StripeTarget, open_gateway
+from token_billing.adapters.stripe_gateway.sinks import Counted
 from token_billing.adapters.stripe_gateway.usage import StripeGateway
 
-__all__ = ["StripeGateway", "StripeTarget", "stripe_gateway"]
+__all__ = ["Counted", "StripeGateway", "StripeTarget", "stripe_gateway"]
 
 
 def stripe_gateway(target: StripeTarget) -> AbstractAsyncContextManager[StripeGateway]:

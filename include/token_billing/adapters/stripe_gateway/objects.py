@@ -1,15 +1,29 @@
 """From the SDK's objects to our own: what a subscription item, a price and an invoice say. What a stand-in leaves out raises
 AttributeError, except where None is said to come of it."""
 
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-from token_billing.periods import BillingPeriod, InvoicedPeriod
+import stripe
+
+from token_billing.model import Meter
+from token_billing.periods import NOT_CLOSING, BillingPeriod, InvoicedPeriod
 from token_billing.rating import Package, Price, PricingMode, Tier
 
 #: A subscription and its first items are made in one call, and with them the first period begins.
 MADE_TOGETHER = timedelta(minutes=1)
+
+
+def summing_meter(meter: Any) -> tuple[Meter | None, str | None]:
+    """A billing meter's event name and payload keys; or why it does not bill what its events add up to."""
+    if meter.default_aggregation.formula != "sum":
+        return None, f"meter {meter.id} aggregates by {meter.default_aggregation.formula}, not by sum"
+    # Of several events in such a window only the last one counts.
+    if window := getattr(meter, "event_time_window", None):
+        return None, f"meter {meter.id} counts one event of each {window} only, so it does not add them up"
+    return Meter(meter.id, meter.event_name, meter.customer_mapping.event_payload_key, meter.value_settings.event_payload_key), None
 
 
 def present_period(item: Any) -> tuple[BillingPeriod | None, bool]:
@@ -45,6 +59,16 @@ def invoiced_by(invoice: Any, lines: list[Any], usage_item_id: str, now: datetim
         for start, end in sorted(spans or looks_back_on)
         if start < end
     ]
+
+
+def told_of_invoice(invoice: Mapping[str, Any], usage_item_ids: Iterable[str], at: datetime) -> list[InvoicedPeriod]:
+    """The periods of the items that an invoice closes, as an event showed it at a time: the JSON need not be asked for again. None of
+    one that closes no period, or whose lines the event does not show all."""
+    shown = stripe.Invoice.construct_from(dict(invoice), None)
+    lines = shown.lines
+    if shown.billing_reason in NOT_CLOSING or lines.has_more:
+        return []
+    return [one for item in usage_item_ids for one in invoiced_by(shown, lines.data, item, at)]
 
 
 def _item_of(line: Any) -> str | None:

@@ -29,7 +29,7 @@ CREATE TABLE billing.fence (
     CONSTRAINT frozen_after_it_closed CHECK (frozen_at >= window_start + interval '1 hour')
 );
 
--- What Stripe told about meters and the subscription items that are billed by them.
+-- What Stripe told about meters and about subscription items; a metered item without a meter is of the legacy metered billing system.
 CREATE TABLE billing.meter (
     meter_id              text PRIMARY KEY,
     event_name            text NOT NULL,
@@ -49,7 +49,7 @@ CREATE TABLE billing.metered_item (
     period_end       timestamptz,
     is_first_period  boolean NOT NULL DEFAULT false,
     CONSTRAINT period_is_whole CHECK ((period_start IS NULL) = (period_end IS NULL) AND period_start < period_end),
-    CONSTRAINT metered_or_a_problem CHECK ((problem IS NULL) = (meter_id IS NOT NULL AND price_id IS NOT NULL))
+    CONSTRAINT metered_or_a_problem CHECK (CASE WHEN problem IS NULL THEN price_id IS NOT NULL ELSE meter_id IS NULL END)
 );
 
 -- What units cost under a price, which never changes under its id; amounts are in the currency's minor unit.
@@ -92,7 +92,8 @@ CREATE TABLE billing.usage_report (
     frozen_at            timestamptz NOT NULL,
     state                text NOT NULL DEFAULT 'frozen' CHECK (state IN
                              ('frozen', 'sending', 'accepted', 'rejected', 'unresolved', 'billed', 'revoked', 'quarantined')),
-    -- The destination, fixed for ever by the first attempt.
+    -- The destination, fixed for ever by the first attempt; a usage record has no meter (docs/decisions/0007-…).
+    sink                 text CHECK (sink IN ('billing_meters', 'usage_records')),
     customer_id          text,
     event_name           text,
     meter_id             text REFERENCES billing.meter,
@@ -101,7 +102,8 @@ CREATE TABLE billing.usage_report (
     first_attempted_at   timestamptz,
     attempt_count        integer NOT NULL DEFAULT 0 CHECK (attempt_count >= 0),
     may_have_arrived     boolean NOT NULL DEFAULT false,
-    -- A restored database may have forgotten attempts of it: what Stripe counts in its whole hour decides.
+    -- A restored database may have forgotten attempts of it: what Stripe counts in its whole hour decides, and where that holds it, it is
+    -- accepted under whatever identifier.
     forgotten            boolean NOT NULL DEFAULT false,
     -- Since when Stripe's summary of the report's own minute is known not to hold it.
     absent_since         timestamptz,
@@ -121,8 +123,9 @@ CREATE TABLE billing.usage_report (
     CONSTRAINT event_inside_side CHECK (event_time >= side_start AND event_time < side_end),
     CONSTRAINT attempted_whole CHECK (
         (attempt_count = 0) = (first_attempted_at IS NULL)
-        AND (attempt_count = 0 OR (customer_id IS NOT NULL AND event_name IS NOT NULL AND meter_id IS NOT NULL
-                                   AND usage_item_id IS NOT NULL AND event_time IS NOT NULL))),
+        AND (attempt_count = 0 OR (sink IS NOT NULL AND customer_id IS NOT NULL AND usage_item_id IS NOT NULL AND event_time IS NOT NULL))),
+    CONSTRAINT meters_have_a_meter CHECK (
+        (event_name IS NULL) = (meter_id IS NULL) AND (sink IS NULL OR (sink = 'billing_meters') = (meter_id IS NOT NULL))),
     CONSTRAINT only_attempts_arrive CHECK (attempt_count > 0 OR NOT may_have_arrived),
     CONSTRAINT only_the_unresolved_are_absent CHECK (absent_since IS NULL OR state = 'unresolved'),
     CONSTRAINT an_answer_needs_an_attempt CHECK (state NOT IN ('sending', 'rejected', 'unresolved', 'revoked') OR attempt_count > 0),
@@ -135,6 +138,10 @@ CREATE TABLE billing.usage_report (
 
 -- Finds the minutes a customer's reports of an hour already use.
 CREATE INDEX usage_report_minutes ON billing.usage_report (customer_id, event_name, window_start) WHERE event_time IS NOT NULL;
+
+-- A usage record sets the usage of its item at its time: of two reports at one time, only one would be billed.
+-- safeguard: a second of its own in the database
+CREATE UNIQUE INDEX one_usage_record_per_item_and_time ON billing.usage_report (usage_item_id, event_time) WHERE sink = 'usage_records';
 
 CREATE TABLE billing.push_attempt (
     report_id      bigint NOT NULL REFERENCES billing.usage_report,
@@ -149,14 +156,15 @@ CREATE TABLE billing.push_attempt (
     CONSTRAINT answered_has_an_outcome CHECK ((answered_at IS NULL) = (outcome IS NULL))
 );
 
--- One call at a time per customer and meter, across all runs: a lease is a row, so that connection poolers cannot break it.
+-- One call at a time per counter, across all runs: a lease is a row, so that connection poolers cannot break it.
+-- A counter is what adds reports up: a meter of a customer, by its event name, or a subscription item, whosever it is (customer '').
 -- Its time is the database's own: it says whether a worker is alive, not what may be billed.
 CREATE TABLE billing.customer_lease (
     customer_id  text NOT NULL,
-    event_name   text NOT NULL,
+    counter      text NOT NULL,
     holder       uuid NOT NULL,
     expires_at   timestamptz NOT NULL,
-    PRIMARY KEY (customer_id, event_name)
+    PRIMARY KEY (customer_id, counter)
 ) WITH (fillfactor = 50);
 
 -- What does not fit together and waits for a person, or for the rows to agree again. What it is about: a report, a tenant, or an object
@@ -293,10 +301,10 @@ CREATE TRIGGER what_it_holds_is_frozen
 
 -- safeguard: where a report went is fixed
 CREATE TRIGGER where_it_went_is_fixed
-    AFTER UPDATE OF customer_id, event_name, meter_id, usage_item_id, event_time ON billing.usage_report
-    FOR EACH ROW WHEN (OLD.first_attempted_at IS NOT NULL
-        AND (OLD.customer_id, OLD.event_name, OLD.meter_id, OLD.usage_item_id, OLD.event_time)
-        IS DISTINCT FROM (NEW.customer_id, NEW.event_name, NEW.meter_id, NEW.usage_item_id, NEW.event_time))
+    AFTER UPDATE OF sink, customer_id, event_name, meter_id, usage_item_id, event_time ON billing.usage_report
+    FOR EACH ROW WHEN (OLD.first_attempted_at IS NOT NULL AND NEW.attempt_count > 0
+        AND (OLD.sink, OLD.customer_id, OLD.event_name, OLD.meter_id, OLD.usage_item_id, OLD.event_time)
+        IS DISTINCT FROM (NEW.sink, NEW.customer_id, NEW.event_name, NEW.meter_id, NEW.usage_item_id, NEW.event_time))
     EXECUTE FUNCTION billing.refuse_change('the first attempt fixed where it goes and when it is dated');
 
 -- docs/states.md draws the same steps.
@@ -314,9 +322,17 @@ CREATE TRIGGER a_state_follows_from_another
 -- safeguard: a first attempt belongs to a generation
 CREATE TRIGGER a_first_attempt_belongs_to_a_generation
     AFTER UPDATE OF first_attempted_at, generation ON billing.usage_report
-    FOR EACH ROW WHEN (OLD.first_attempted_at IS DISTINCT FROM NEW.first_attempted_at
+    FOR EACH ROW WHEN (OLD.first_attempted_at IS DISTINCT FROM NEW.first_attempted_at AND NEW.attempt_count > 0
         AND OLD.first_attempted_at IS NOT NULL AND NEW.generation <= OLD.generation)
     EXECUTE FUNCTION billing.refuse_change('a generation was first attempted once');
+
+-- Attempts are taken back only together, of a report of which Stripe certainly has nothing.
+-- safeguard: what may have arrived stays attempted
+CREATE TRIGGER what_may_have_arrived_stays_attempted
+    AFTER UPDATE OF attempt_count ON billing.usage_report
+    FOR EACH ROW WHEN (NEW.attempt_count < OLD.attempt_count
+        AND (OLD.may_have_arrived OR OLD.state <> 'frozen' OR OLD.generation > 0 OR NEW.attempt_count > 0))
+    EXECUTE FUNCTION billing.refuse_change('what may have arrived stays attempted');
 
 -- safeguard: an identifier belongs to a generation
 CREATE TRIGGER an_identifier_belongs_to_a_generation

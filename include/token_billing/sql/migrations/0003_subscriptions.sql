@@ -17,6 +17,7 @@ CREATE TABLE billing.stripe_event (
 );
 CREATE INDEX stripe_event_unhandled ON billing.stripe_event (happened_at) WHERE handled_at IS NULL;
 CREATE INDEX stripe_event_of_subscription ON billing.stripe_event (subscription_id, happened_at);
+CREATE INDEX stripe_event_of_deleted_customers ON billing.stripe_event (customer_id) WHERE event_type = 'customer.deleted';
 
 -- safeguard: an event stays as it came
 CREATE TRIGGER an_event_stays_as_it_came
@@ -40,13 +41,24 @@ CREATE TABLE billing.subscription (
     asked_at         timestamptz NOT NULL
 );
 
+-- Which tenant bought which subscription in a checkout.
+CREATE TABLE billing.checkout (
+    event_id         text PRIMARY KEY REFERENCES billing.stripe_event,
+    tenant_id        text NOT NULL,
+    subscription_id  text NOT NULL CHECK (subscription_id <> ''),
+    customer_id      text NOT NULL CHECK (customer_id <> ''),
+    happened_at      timestamptz NOT NULL
+);
+CREATE INDEX checkout_of_tenant ON billing.checkout (tenant_id);
+CREATE INDEX checkout_of_subscription ON billing.checkout (subscription_id);
+
 -- Whose usage a subscription bills. A tenant may have had several, one after another; the tenant's own columns name the present one.
 CREATE TABLE billing.subscription_link (
     subscription_id      text PRIMARY KEY CHECK (subscription_id <> ''),
     tenant_id            text NOT NULL,
     customer_id          text NOT NULL CHECK (customer_id <> ''),
     -- The checkout that linked it; NULL where the application did, which no checkout overrules.
-    checkout_event_id    text REFERENCES billing.stripe_event,
+    checkout_event_id    text REFERENCES billing.checkout,
     linked_at            timestamptz NOT NULL,
     ended_at             timestamptz,
     customer_deleted_at  timestamptz
@@ -100,3 +112,51 @@ CREATE TABLE billing.catalogue_price (
     learned_at timestamptz NOT NULL
 );
 CREATE UNIQUE INDEX one_newest_price_by_name ON billing.catalogue_price (name) WHERE is_newest;
+
+-- Where a report that was never attempted would go, and why it may not: by the tenant's timeline where its present subscription is
+-- followed, else as the application's own columns and Stripe's items say. Neither a reason nor known: more must be found out first.
+CREATE VIEW billing.destination AS
+SELECT report.id AS report_id,
+       link.subscription_id IS NOT NULL AS is_followed,
+       CASE WHEN link.subscription_id IS NULL THEN nullif(tenant.stripe_customer_id, '') ELSE period.customer_id END AS customer_id,
+       CASE WHEN link.subscription_id IS NULL THEN nullif(tenant.stripe_usage_item_id, '') ELSE period.usage_item_id END AS usage_item_id,
+       coalesce(period.meter_id, item.meter_id) AS meter_id,
+       CASE WHEN link.subscription_id IS NULL THEN item.usage_item_id IS NOT NULL AND item.problem IS NULL
+            ELSE period.id IS NOT NULL AND (period.meter_id IS NULL OR meter.meter_id IS NOT NULL) END AS is_known,
+       -- safeguard: usage that leads nowhere
+       CASE WHEN excluded.id IS NOT NULL THEN 'excluded_tenant'
+            WHEN tenant.id IS NULL THEN 'unknown_tenant'
+            WHEN link.subscription_id IS NULL AND coalesce(tenant.stripe_customer_id, '') = '' THEN 'no_customer'
+            WHEN link.subscription_id IS NULL AND coalesce(tenant.stripe_usage_item_id, '') = '' THEN 'no_subscription_item'
+            WHEN link.subscription_id IS NULL AND item.problem IS NOT NULL THEN 'item_not_metered'
+            WHEN link.subscription_id IS NULL THEN NULL
+            WHEN billed_by.customer_deleted_at IS NOT NULL THEN 'customer_deleted'
+            WHEN period.id IS NOT NULL THEN NULL
+            WHEN before.customer_deleted_at <= report.side_start THEN 'customer_deleted'
+            WHEN before.ended_at <= report.side_start THEN 'after_subscription'
+            WHEN before.subscription_id IS NULL AND EXISTS (SELECT FROM billing.subscription_period later
+                                                            WHERE later.tenant_id = report.tenant_id) THEN 'before_subscription'
+            -- What is not known yet may turn out to be billed: only what the events up to then say nothing of has no item.
+            WHEN report.side_start < (SELECT swept_until FROM billing.event_cursor) THEN 'item_ended'
+       END AS reason
+FROM billing.usage_report report
+LEFT JOIN tenants tenant ON tenant.id = report.tenant_id
+LEFT JOIN billing.subscription_link link ON link.subscription_id = tenant.stripe_subscription_id AND link.tenant_id = tenant.id
+LEFT JOIN billing.subscription_period period
+  ON link.subscription_id IS NOT NULL AND period.tenant_id = report.tenant_id
+ AND period.billed_from <= report.side_start AND report.side_start < period.billed_until
+LEFT JOIN billing.subscription_link billed_by ON billed_by.subscription_id = period.subscription_id
+LEFT JOIN LATERAL (
+    SELECT earlier.subscription_id, earlier.ended_at, earlier.customer_deleted_at
+    FROM billing.subscription_period past
+    JOIN billing.subscription_link earlier USING (subscription_id)
+    WHERE link.subscription_id IS NOT NULL AND period.id IS NULL
+      AND past.tenant_id = report.tenant_id AND past.billed_until <= report.side_start
+    ORDER BY past.billed_until DESC
+    LIMIT 1
+) before ON true
+LEFT JOIN billing.meter meter ON meter.meter_id = period.meter_id
+LEFT JOIN billing.metered_item item ON link.subscription_id IS NULL AND item.usage_item_id = tenant.stripe_usage_item_id
+LEFT JOIN billing.excluded_tenant excluded
+  ON excluded.tenant_id = report.tenant_id AND tstzrange(excluded.excluded_from, excluded.excluded_until) @> report.side_start
+WHERE report.attempt_count = 0;

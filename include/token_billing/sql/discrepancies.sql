@@ -1,0 +1,56 @@
+-- name: note
+-- What does not fit together about a tenant or an object at Stripe, once as long as it is open.
+INSERT INTO billing.discrepancy (cause, tenant_id, stripe_id, details, found_at)
+VALUES (%(cause)s, %(tenant_id)s, %(stripe_id)s, %(details)s, %(now)s)
+ON CONFLICT (cause, coalesce(tenant_id, ''), coalesce(stripe_id, '')) WHERE report_id IS NULL AND resolved_at IS NULL
+DO UPDATE SET details = EXCLUDED.details
+
+-- name: note_about_report
+-- What does not fit together about a report, once as long as it is open.
+INSERT INTO billing.discrepancy (cause, report_id, tenant_id, stripe_id, details, expected_token_count, found_at)
+SELECT %(cause)s, report.id, report.tenant_id, %(stripe_id)s, %(details)s, report.token_count, %(now)s
+FROM billing.usage_report report WHERE report.id = %(report_id)s
+ON CONFLICT (report_id, cause) WHERE resolved_at IS NULL DO NOTHING
+
+-- name: settle_gone
+-- Discrepancies of a cause about a tenant that are no more, but for those that are.
+UPDATE billing.discrepancy SET resolved_at = %(now)s
+WHERE cause = %(cause)s AND tenant_id = %(tenant_id)s AND report_id IS NULL AND resolved_at IS NULL
+  AND stripe_id <> ALL(%(still)s::text[])
+
+-- name: beyond_the_facts
+-- Attempted reports that went elsewhere than the facts say now, or that a boundary runs through; each once.
+INSERT INTO billing.discrepancy (cause, report_id, tenant_id, stripe_id, details, expected_token_count, found_at)
+SELECT CASE WHEN crossed.instant IS NOT NULL THEN 'boundary_inside_report' ELSE 'sent_elsewhere' END,
+       report.id, report.tenant_id, coalesce(period.subscription_id, report.usage_item_id),
+       CASE WHEN crossed.instant IS NOT NULL
+            THEN format('a boundary at %%s lies inside the report, which was sent before that was known', crossed.instant)
+            ELSE format('sent to item %%s; the tenant was billed by %%s', report.usage_item_id, coalesce(period.usage_item_id, 'none')) END,
+       report.token_count, %(now)s
+FROM billing.usage_report report
+JOIN tenants tenant ON tenant.id = report.tenant_id
+JOIN billing.subscription_link link ON link.subscription_id = tenant.stripe_subscription_id AND link.tenant_id = tenant.id
+LEFT JOIN billing.subscription_period period
+  ON period.tenant_id = report.tenant_id AND period.billed_from <= report.event_time AND report.event_time < period.billed_until
+LEFT JOIN LATERAL (
+    SELECT min(instant) AS instant
+    FROM billing.subscription_period other, LATERAL (VALUES (other.billed_from), (other.billed_until)) boundary (instant)
+    WHERE other.tenant_id = report.tenant_id AND report.side_start < instant AND instant < report.side_end
+) crossed ON true
+WHERE report.tenant_id = ANY(%(tenant_ids)s::text[]) AND report.attempt_count > 0 AND report.state <> 'quarantined'
+  AND report.window_start > %(since)s
+  AND (crossed.instant IS NOT NULL OR period.id IS NULL OR period.usage_item_id <> report.usage_item_id
+       OR period.meter_id IS DISTINCT FROM report.meter_id)
+  AND NOT EXISTS (SELECT FROM billing.discrepancy known
+                  WHERE known.report_id = report.id AND known.cause IN ('boundary_inside_report', 'sent_elsewhere'))
+ON CONFLICT (report_id, cause) WHERE resolved_at IS NULL DO NOTHING
+
+-- name: open_discrepancies
+-- All that waits for a person, the newest first.
+SELECT id, cause, tenant_id, report_id, stripe_id, details, expected_token_count, found_token_count, found_at
+FROM billing.discrepancy WHERE resolved_at IS NULL
+ORDER BY found_at DESC, id DESC
+
+-- name: settle
+-- A person has dealt with it.
+UPDATE billing.discrepancy SET resolved_at = %(now)s, resolved_by = %(by)s WHERE id = %(id)s AND resolved_at IS NULL

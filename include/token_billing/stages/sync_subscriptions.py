@@ -1,0 +1,126 @@
+"""sync_subscriptions: what Stripe knows of checkouts and subscriptions becomes links, timelines and discrepancies of ours."""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timedelta
+
+from token_billing.adapters import catalogue, discrepancies, invoiced_periods, ledger, subscriptions
+from token_billing.adapters.database import Connect, Connection, session
+from token_billing.adapters.discrepancies import Cause
+from token_billing.adapters.stripe_gateway import StripeGateway, StripeTarget
+from token_billing.adapters.stripe_gateway.connection import open_gateway
+from token_billing.adapters.stripe_gateway.events import EventGateway
+from token_billing.errors import EventsNotListed, FactsUnknown, StripeRefusesKey, StripeUnavailable
+from token_billing.model import Clock
+from token_billing.periods import InvoicedPeriod
+from token_billing.settings import PushSettings
+from token_billing.stages.drain import Drained, Readers, drain
+from token_billing.stages.meter_errors import take_back
+from token_billing.stages.sweep import LIST_LAG, sweep
+from token_billing.windows import HOUR, Window, require_closed
+
+log = logging.getLogger(__name__)
+
+#: A cancelled subscription's last draft is held so long after the hour it ended in: its usage is reported when that hour has closed.
+HELD_AFTER_CANCELLATION = timedelta(hours=3)
+
+#: Freezing waits so long after a window's end for what Stripe knows of it; then it goes on with what is known, and somebody is told.
+#: Where Stripe cannot be reached nothing is sent either, and what is learned by then divides what waits to be sent.
+LONGEST_WAIT = timedelta(minutes=5)
+
+
+def sync_subscriptions(
+    connect: Connect, target: StripeTarget, clock: Clock, settings: PushSettings, overrides: Mapping[str, str]
+) -> Drained:
+    """Sweeps Stripe's list for what webhooks missed, handles all that is in the inbox, and follows what the application linked.
+    `overrides`: prices that settings name in the catalogue's stead, by its names.
+
+    Safe to run twice at once. Raises EventsNotListed, after what webhooks brought was handled, StripeUnavailable, StripeRefusesKey and
+    WrongStripeAccount."""
+    drained = asyncio.run(_sync(connect, target, clock, settings, overrides, adopt=True))
+    take_back(connect, clock)
+    return drained
+
+
+def facts_are_known(
+    connect: Connect, target: StripeTarget, window: Window, clock: Clock, settings: PushSettings, overrides: Mapping[str, str]
+) -> bool:
+    """Whether it is known which subscriptions began, changed and ended up to the window's end; what Stripe lists of it is fetched now.
+    True as well where Stripe has no list for us: nobody will ever know more.
+
+    Raises WindowStillOpen, and FactsUnknown where Stripe refuses the key, and once a window has waited for LONGEST_WAIT: what is learned
+    later splits what was never attempted."""
+    require_closed(window, clock())
+    with session(connect) as db:
+        known = subscriptions.handled_until(db)
+    # safeguard: the facts up to the window's end
+    if known is not None and known >= window.end:
+        return True
+    if clock() < window.end + LIST_LAG:
+        return False
+    try:
+        asyncio.run(_sync(connect, target, clock, settings, overrides, adopt=False))
+    except EventsNotListed as refusal:
+        log.warning("%s", refusal)
+        return True
+    except (StripeUnavailable, StripeRefusesKey) as trouble:
+        if isinstance(trouble, StripeUnavailable) and clock() < window.end + LONGEST_WAIT:
+            log.warning("Stripe's events up to %s cannot be had yet: %s", window.end, trouble)
+            return False
+        raise FactsUnknown(
+            f"Stripe's list of events up to {window.end:%Y-%m-%dT%H:%MZ} cannot be had, and the run goes on without: {trouble} Plan "
+            "changes of that hour are not known; what is learned later splits what was not sent by then; the rest becomes discrepancies."
+        ) from trouble
+    return True
+
+
+async def _sync(
+    connect: Connect, target: StripeTarget, clock: Clock, settings: PushSettings, overrides: Mapping[str, str], *, adopt: bool
+) -> Drained:
+    with session(connect) as db:
+        identity = ledger.identity(db)
+        async with open_gateway(EventGateway, target) as events, open_gateway(StripeGateway, target) as usage:
+            ledger.pin_account(db, identity.account, await events.account(), clock())
+            metered_prices = catalogue.metered_price_ids(db, overrides)
+            not_listed = None
+            try:
+                await sweep(db, events, clock)
+            except EventsNotListed as refusal:
+                not_listed = refusal
+            drained = await drain(db, Readers(events, settings), metered_prices, clock, adopt=adopt)
+            await _look_after_last_invoices(db, events, usage, drained.subscriptions, clock)
+            if not_listed:
+                raise not_listed
+            return drained
+
+
+async def _look_after_last_invoices(db: Connection, events: EventGateway, usage: StripeGateway, about: Iterable[str], clock: Clock) -> None:
+    """Holds the last draft of a subscription that has ended until the usage of its last hour can be on it. An end without an invoice is
+    told: Stripe then drops the usage since the one before."""
+    for subscription_id, last in subscriptions.last_periods(db, list(about), clock()).items():
+        if last.ended_at is None:
+            continue
+        found = await usage.invoiced_periods(last.usage_item_id, subscription_id, last.period.start, clock())
+        with db.transaction():
+            invoiced_periods.note_invoiced_periods(db, found)
+        closing = [one for one in found if one.period.start < last.billed_until <= one.period.end]
+        for draft in closing:
+            await _hold(events, draft, _hour_after(last.ended_at) + HELD_AFTER_CANCELLATION, clock())
+        if not closing and clock() > last.ended_at + LIST_LAG:
+            details = (
+                f"it ended at {last.ended_at:%Y-%m-%dT%H:%M:%SZ} without a last invoice (cancel with invoice_now), so Stripe bills "
+                f"nothing of what was used since {last.period.start:%Y-%m-%dT%H:%M:%SZ}; invoice it by hand, see the runbook under "
+                '"Cancellations"'
+            )
+            discrepancies.note(db, Cause.CANCELLED_WITHOUT_INVOICE, details, clock(), tenant_id=last.tenant_id, stripe_id=subscription_id)
+
+
+async def _hold(events: EventGateway, draft: InvoicedPeriod, until: datetime, now: datetime) -> None:
+    # safeguard: the last draft waits for the last hour
+    if draft.finalizes_at is not None and now < draft.finalizes_at < until and await events.hold_draft(draft.invoice_id, until):
+        log.info("invoice %s of an ended subscription is held until %s, for the usage of its last hour", draft.invoice_id, until)
+
+
+def _hour_after(instant: datetime) -> datetime:
+    return instant.replace(minute=0, second=0, microsecond=0) + HOUR
