@@ -15,6 +15,7 @@ from token_billing.adapters.stripe_gateway.events import EventGateway
 from token_billing.catalog_plan import Wanted
 from token_billing.stages.drain import Drained, Readers, drain
 from token_billing.stages.set_up_stripe import apply_set_up
+from token_billing.stages.sweep import sweep
 from token_billing.stages.sync_subscriptions import facts_are_known, sync_subscriptions
 from world import SETTINGS, World
 
@@ -71,12 +72,18 @@ class Shop:
     def sync(self) -> Drained:
         return sync_subscriptions(self.world.connect, self.world.target, self.world.clock, SETTINGS, {})
 
-    def handle(self) -> None:
+    def handle_listed(self) -> None:
+        """What Stripe lists, but nothing that is done after its handling."""
+        self.handle(listed=True)
+
+    def handle(self, *, listed: bool = False) -> None:
         """What is in the inbox, without looking for more."""
 
         async def drained() -> None:
             async with open_gateway(EventGateway, self.world.target) as events:
                 with session(self.world.connect) as db:
+                    if listed:
+                        await sweep(db, events, self.world.clock)
                     prices = catalogue.metered_price_ids(db, {})
                     await drain(db, Readers(events, SETTINGS), prices, self.world.clock, adopt=False)
 

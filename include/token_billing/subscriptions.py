@@ -1,7 +1,7 @@
 """Which subscription item bills a tenant's usage at every instant: worked out from all that Stripe told, in whatever order. Pure."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from itertools import groupby, pairwise, permutations, zip_longest
@@ -84,6 +84,7 @@ def snapshot_of(
     ended = subscription.get("ended_at") or subscription.get("cancel_at")
     start = subscription.get("start_date") or subscription["created"]
     items_before = (previous or {}).get("items")
+    anchor = _time(subscription.get("billing_cycle_anchor") or start)
     return Snapshot(
         subscription_id=subscription["id"],
         customer_id=customer if isinstance(customer, str) else customer["id"],
@@ -92,9 +93,9 @@ def snapshot_of(
         event_id=event_id,
         start=_time(start),
         end=_time(ended) if ended else None,
-        anchor=_time(subscription.get("billing_cycle_anchor") or start),
-        items=_items(subscription, subscription["items"]["data"]),
-        before=_items({**subscription, **(previous or {})}, items_before["data"]) if items_before else None,
+        anchor=anchor,
+        items=_dated(_items(subscription, subscription["items"]["data"]), anchor, taken_at),
+        before=_dated(_items({**subscription, **(previous or {})}, items_before["data"]), anchor, taken_at) if items_before else None,
     )
 
 
@@ -130,7 +131,7 @@ def timeline(subscriptions: Sequence[Sequence[BilledPeriod]]) -> tuple[list[Bill
 
 
 def differ_from(one: Sequence[BilledPeriod], other: Sequence[BilledPeriod]) -> datetime | None:
-    """The earliest instant at which two timelines bill by different items or prices; None where they never do."""
+    """The earliest instant at which two timelines bill by different items, prices or periods; None where they never do."""
     for this, that in zip_longest(_changes(one), _changes(other)):
         if this != that:
             instants: list[datetime] = [change[0] for change in (this, that) if change]
@@ -138,14 +139,14 @@ def differ_from(one: Sequence[BilledPeriod], other: Sequence[BilledPeriod]) -> d
     return None
 
 
-def _changes(timeline: Sequence[BilledPeriod]) -> Iterator[tuple[datetime, tuple[str | None, ...] | None]]:
+def _changes(timeline: Sequence[BilledPeriod]) -> Iterator[tuple[datetime, tuple[object, ...] | None]]:
     """What bills from when on; None: nothing."""
     known, until = None, None
     for part in timeline:
         if until is not None and until < part.billed_from:
             yield until, None
             known = None
-        by = part[:5]
+        by = part[:6]
         if by != known:
             yield part.billed_from, by
         known, until = by, part.billed_until
@@ -191,12 +192,14 @@ def _states(ordered: list[Snapshot]) -> Iterator[tuple[datetime, datetime | None
     if first.told is not Told.CREATED and first.before is not None:
         beginnings.append((first.start, first, first.before))
     for one in ordered:
-        known = beginnings[-1][2] if beginnings else None
-        if known is not None and _same(known, one.items):
-            # What is the same but for its period goes on: the newer period is known better.
-            beginnings.append((_since(one, known), one, one.items))
+        if not beginnings:
+            beginnings.append((one.start, one, one.items))
         else:
-            beginnings.append((one.start if known is None else _since(one, known), one, one.items))
+            known_since, _, known = beginnings[-1]
+            # What is the same but for its period goes on: the newer period is known better. Our clock, by which a reading is dated, may be
+            # behind Stripe's.
+            # safeguard: states follow one another
+            beginnings.append((max(known_since, _since(one, known)), one, one.items))
     for (since, snapshot, items), following in zip(beginnings, [*beginnings[1:], None], strict=True):
         until = following[0] if following else last.end
         if last.end is not None:
@@ -210,7 +213,7 @@ def _since(one: Snapshot, known: tuple[ItemSnapshot, ...]) -> datetime:
     """From when on a snapshot's items hold: a change found by reading, since the new item was made; one told at a renewal, from there."""
     news = [item for item in one.items if item.id not in {before.id for before in known}]
     if one.told is Told.READ and news:
-        return min(max(item.created for item in news), one.taken_at)
+        return max(item.created for item in news)  # by Stripe's clock, which ours, by which the reading is dated, may be behind
     ends = {item.period.end for item in known if item.period}
     starts = {item.period.start for item in one.items if item.period}
     renewals = [start for start in starts & ends if start <= one.taken_at <= start + RENEWAL_LAG]
@@ -319,6 +322,20 @@ def _item(subscription: Mapping[str, Any], item: Mapping[str, Any]) -> ItemSnaps
         period=BillingPeriod(_time(start), _time(end)) if start and end and start < end else None,
         interval=relativedelta(**{f"{recurring.get('interval') or 'month'}s": count}),
     )
+
+
+def _dated(items: Iterable[ItemSnapshot], anchor: datetime, at: datetime) -> tuple[ItemSnapshot, ...]:
+    """With the periods that the calendar gives them, where Stripe, or what answers for it, tells of none."""
+    return tuple(one if one.period else replace(one, period=_period_of_calendar(one.interval, anchor, at)) for one in items)
+
+
+def _period_of_calendar(interval: relativedelta, anchor: datetime, at: datetime) -> BillingPeriod:
+    count = 0
+    while anchor + (count + 1) * interval <= at:
+        count += 1
+    while anchor + count * interval > at:
+        count -= 1
+    return BillingPeriod(anchor + count * interval, anchor + (count + 1) * interval)
 
 
 def _time(seconds: float) -> datetime:

@@ -44,7 +44,9 @@ def await_facts(window: str) -> bool:
 def late_windows() -> list[str]:
     """The starts of the closed windows that hold something left to bill, and of which the facts are known."""
     late = late_usage.late_windows(_adopted_db(), billing_clock())
-    return [window.start.isoformat() for window in late if _known_or_overdue(window)]
+    newest = max(late, default=None)
+    known = newest is None or _known_or_overdue(newest)
+    return [window.start.isoformat() for window in late if known or window != newest]
 
 
 def sync_subscriptions() -> dict[str, int]:

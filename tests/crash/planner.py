@@ -86,7 +86,7 @@ class _Planner:
             self._bill(self.hours[-1])
             while rng.random() < 0.45:
                 self._something_later()
-            if rng.random() < 0.03 and not self.followed:
+            if rng.random() < 0.045 and not self.followed:
                 self._lose_the_database()
         last_decisions = tuple(rng.random() < 0.7 for _ in range(3))
         following = self._follow() if self.followed else None

@@ -9,7 +9,7 @@ from crash.planner import make_plan
 from sandbox.stripe_simulator.process import StripeSimulator
 
 #: Enough that every kind of fault happens, and still some seconds.
-SEEDS = range(2, 14)
+SEEDS = range(43, 55)
 
 
 def test_every_token_is_billed_once_in_random_histories(billing_dsn: str, simulator: StripeSimulator) -> None:
@@ -75,7 +75,5 @@ def test_a_seed_is_always_the_same_history() -> None:
 
 def test_the_oracle_shares_no_code_with_the_product() -> None:
     """Whatever it imports, nothing of the product comes along."""
-    program = (
-        "import sys, crash.oracle, crash.subscription_oracle; sys.exit(any(name.startswith('token_billing') for name in sys.modules))"
-    )
+    program = "import sys, crash.oracle, crash.subscription_oracle; sys.exit(any(name.startswith('token_billing') for name in sys.modules))"
     assert subprocess.run([sys.executable, "-c", program], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0

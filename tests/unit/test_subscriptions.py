@@ -126,6 +126,16 @@ def test_events_of_one_second_stand_behind_the_one_whose_outcome_they_found() ->
         assert [one[0] for one in spans(order)] == [BUNDLED, BUNDLED]
 
 
+def test_a_reading_by_a_clock_that_is_slow_is_later_than_what_it_followed_from() -> None:
+    """It was made because the event was known."""
+    read = told(Told.READ, CHANGE - timedelta(minutes=3), item(PURE))
+    assert spans([CREATED, CHANGED, read]) == spans([CREATED, CHANGED])
+    anew = item(PURE, item_id="si_2", created=CHANGE)
+    assert spans([CREATED, told(Told.READ, CHANGE - timedelta(minutes=3), anew)])[0] == (BUNDLED, START, CHANGE, period(0))
+    ended = told(Told.READ, END - timedelta(minutes=3), item(BUNDLED, 1), ended_at=END)
+    assert spans([CREATED, RENEWED, DELETED, ended]) == spans([CREATED, RENEWED, DELETED])
+
+
 def test_a_renewal_and_a_change_of_one_second_happen_one_after_the_other() -> None:
     """Both found the same item at the same price; only its periods tell which came first."""
     boundary = MONTHS[1]
@@ -174,3 +184,11 @@ def test_timelines_differ_from_the_first_instant_that_another_item_or_price_bill
     assert differ_from(before, billed([CREATED, DELETED])) == END
     assert differ_from(before, before) is None
     assert differ_from(before, billed([CREATED, RENEWED])) == MONTHS[2]  # one more period is known
+
+
+def test_where_nobody_tells_of_periods_the_calendar_does() -> None:
+    """A stand-in for Stripe may leave them out."""
+    without = item(BUNDLED)
+    del without["current_period_start"], without["current_period_end"]
+    read = told(Told.READ, MONTHS[1] + timedelta(days=1), without)
+    assert [one[3] for one in spans([read])] == [period(0), period(1), period(2)]

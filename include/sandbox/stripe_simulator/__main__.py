@@ -93,6 +93,7 @@ def serve(options: argparse.Namespace) -> None:
         timeout_keep_alive=75,
         timeout_graceful_shutdown=2,
         server_header=False,
+        date_header=False,  # every answer has the simulator's own time
     )
     _Server(config, ready_line, application.state.timekeeper.keep_up).run(sockets=[listening])
 

@@ -11,6 +11,8 @@ import binascii
 import json
 import traceback
 from dataclasses import dataclass, field
+from email.utils import formatdate
+from functools import lru_cache
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
@@ -152,6 +154,7 @@ class Gateway:
         if self._recorder is not None and is_heard:
             self._recorder.record(request.method, request.url.path, answer.decoded, answer.status, answer.body)
         answer.headers["request-id"] = answer.request_id or self._next_request_id()
+        answer.headers["date"] = _http_date(self._state.clock.now_seconds())
         answer.headers["stripe-version"] = API_VERSION
         if key := request.headers.get("idempotency-key"):
             answer.headers["idempotency-key"] = key
@@ -281,3 +284,8 @@ def _api_key(authorization: str) -> str:
         except (binascii.Error, UnicodeDecodeError):
             return ""
     return ""
+
+
+@lru_cache(maxsize=4)
+def _http_date(seconds: int) -> str:
+    return formatdate(seconds, usegmt=True)

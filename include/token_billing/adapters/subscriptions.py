@@ -1,7 +1,7 @@
 """Subscriptions, links and timelines: typed functions over `sql/subscriptions.sql`. None of them opens or ends a transaction."""
 
-from collections.abc import Collection, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from psycopg.types.json import Jsonb
@@ -172,24 +172,32 @@ def items_of(db: Connection, subscription_id: str) -> list[str]:
     return [found for (found,) in db.execute(SUBSCRIPTIONS["items_of"], {"subscription_id": subscription_id})]
 
 
-class LastPeriod(NamedTuple):
-    """The latest part that a subscription bills of a tenant's timeline; `ended_at`: when the subscription ended, if it has."""
+def note_unusable_meters(db: Connection, unusable: Iterable[tuple[str, str]]) -> None:
+    """Remembers meters that no usage can be billed from, and why."""
+    for meter_id, problem in unusable:
+        db.execute(SUBSCRIPTIONS["note_unusable_meter"], {"meter_id": meter_id, "problem": problem})
 
+
+class Ending(NamedTuple):
+    """The last part that a subscription billed of a tenant's timeline before it ended."""
+
+    subscription_id: str
     tenant_id: str
     usage_item_id: str
     period: BillingPeriod
     billed_until: datetime
-    ended_at: datetime | None
+    ended_at: datetime
 
 
-def last_periods(db: Connection, subscription_ids: Collection[str], now: datetime) -> dict[str, LastPeriod]:
-    """The latest part that has begun of each of these subscriptions."""
-    return {
-        subscription_id: LastPeriod(tenant_id, item, BillingPeriod(start, end), until, ended_at)
-        for subscription_id, tenant_id, item, start, end, until, ended_at in db.execute(
-            SUBSCRIPTIONS["last_periods"], {"ids": list(subscription_ids), "now": now}
+def endings(db: Connection, since: datetime, until: datetime, held: timedelta) -> list[Ending]:
+    """Subscriptions that ended in that time and whose last invoice must be looked at: it is not known to be final, nor to be held until
+    so long after the hour they ended in, nor told that there is none."""
+    return [
+        Ending(subscription_id, tenant_id, item, BillingPeriod(start, end), billed_until, ended_at)
+        for subscription_id, tenant_id, item, start, end, billed_until, ended_at in db.execute(
+            SUBSCRIPTIONS["endings"], {"since": since, "until": until, "held": held}
         )
-    }
+    ]
 
 
 def _billed(

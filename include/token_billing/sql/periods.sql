@@ -13,7 +13,7 @@ LEFT JOIN billing.metered_item item ON item.usage_item_id = goes.usage_item_id
 WHERE report.window_start = %(window_start)s AND report.state IN ('frozen', 'sending', 'unresolved') AND report.token_count > 0
   AND (hashtextextended(report.tenant_id, 0) & 65535) %% %(shard_count)s = %(shard)s
   AND coalesce(period.subscription_id, item.subscription_id) IS NOT NULL
-  AND CASE WHEN period.id IS NOT NULL THEN least(period.period_end, link.ended_at) <= %(now)s
+  AND CASE WHEN period.id IS NOT NULL THEN least(period.billed_until, link.ended_at) <= %(now)s
            ELSE item.period_end <= %(now)s OR item.period_start > report.window_start AND NOT item.is_first_period END
 ORDER BY goes.usage_item_id
 

@@ -7,9 +7,10 @@ WHERE window_start = %(window_start)s AND state = 'frozen' AND attempt_count = 0
 
 -- name: items_in_the_way
 -- Why reports of the shard cannot be sent yet: subscription items that Stripe must be asked about, NULL where they lead to none.
+-- LEFT JOIN, here and below: it keeps the planner from working the view out for all reports there are.
 SELECT DISTINCT CASE WHEN destination.reason IS NULL AND NOT destination.is_followed THEN destination.usage_item_id END
 FROM billing.usage_report report
-JOIN billing.destination ON destination.report_id = report.id
+LEFT JOIN billing.destination ON destination.report_id = report.id
 LEFT JOIN billing.metered_item item ON item.usage_item_id = destination.usage_item_id AND NOT destination.is_followed
 WHERE report.window_start = %(window_start)s AND report.state = 'frozen' AND report.attempt_count = 0 AND report.token_count > 0
   AND (hashtextextended(report.tenant_id, 0) & 65535) %% %(shard_count)s = %(shard)s
@@ -48,12 +49,17 @@ WHERE metered_item.looked_up_at <= EXCLUDED.looked_up_at
 
 -- name: quarantine_unlinked
 -- Usage that leads to no metered subscription item is kept aside with the reason.
+WITH unlinked AS MATERIALIZED (
+    SELECT waiting.id, destination.reason
+    FROM billing.usage_report waiting
+    LEFT JOIN billing.destination ON destination.report_id = waiting.id
+    WHERE waiting.window_start = %(window_start)s AND waiting.state = 'frozen' AND waiting.attempt_count = 0 AND waiting.token_count > 0
+      AND (hashtextextended(waiting.tenant_id, 0) & 65535) %% %(shard_count)s = %(shard)s
+)
 UPDATE billing.usage_report report
-SET state = 'quarantined', quarantined_at = %(now)s, quarantine_reason = destination.reason
-FROM billing.destination
-WHERE destination.report_id = report.id AND destination.reason IS NOT NULL
-  AND report.window_start = %(window_start)s AND report.state = 'frozen' AND report.attempt_count = 0 AND report.token_count > 0
-  AND (hashtextextended(report.tenant_id, 0) & 65535) %% %(shard_count)s = %(shard)s
+SET state = 'quarantined', quarantined_at = %(now)s, quarantine_reason = unlinked.reason
+FROM unlinked
+WHERE report.id = unlinked.id AND unlinked.reason IS NOT NULL AND report.state = 'frozen' AND report.attempt_count = 0
 
 -- name: reports_to_read_back
 -- Reports that may have arrived and are to be looked for at Stripe, and what their span holds of their customers' other reports.

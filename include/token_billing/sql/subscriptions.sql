@@ -90,7 +90,7 @@ SELECT id FROM tenants WHERE stripe_subscription_id = ANY(%(adopted_ids)s::text[
 -- name: tenant_columns
 -- What the application's own table says of a tenant's link.
 SELECT coalesce(stripe_customer_id, ''), coalesce(stripe_subscription_id, ''), coalesce(stripe_usage_item_id, '')
-FROM tenants WHERE id = %(tenant_id)s FOR UPDATE
+FROM tenants WHERE id = %(tenant_id)s FOR NO KEY UPDATE
 
 -- name: checkouts_of
 -- All checkouts of a tenant.
@@ -158,18 +158,37 @@ WHERE id = %(tenant_id)s
 SELECT DISTINCT period.price_id
 FROM billing.subscription_period period
 WHERE period.meter_id IS NOT NULL AND NOT EXISTS (SELECT FROM billing.meter WHERE meter.meter_id = period.meter_id)
+      AND NOT EXISTS (SELECT FROM billing.unusable_meter unusable WHERE unusable.meter_id = period.meter_id)
    OR NOT EXISTS (SELECT FROM billing.price WHERE price.price_id = period.price_id)
 ORDER BY period.price_id
 LIMIT 100
 
--- name: last_periods
--- The last part of the timeline that each of these subscriptions bills, and when the subscription ended, if it has.
-SELECT DISTINCT ON (period.subscription_id) period.subscription_id, period.tenant_id, period.usage_item_id, period.period_start,
-       period.period_end, period.billed_until, link.ended_at
-FROM billing.subscription_period period
-JOIN billing.subscription_link link USING (subscription_id)
-WHERE period.subscription_id = ANY(%(ids)s::text[]) AND period.billed_from <= %(now)s
-ORDER BY period.subscription_id, period.billed_from DESC
+-- name: note_unusable_meter
+-- A meter that no usage can be billed from, and why.
+INSERT INTO billing.unusable_meter (meter_id, problem) VALUES (%(meter_id)s, %(problem)s)
+ON CONFLICT (meter_id) DO UPDATE SET problem = EXCLUDED.problem
+
+-- name: endings
+-- The last part of the timeline that each subscription billed that ended lately, until its last invoice is known to be final or held long
+-- enough, or it is told that there is none.
+SELECT link.subscription_id, link.tenant_id, last.usage_item_id, last.period_start, last.period_end, last.billed_until, link.ended_at
+FROM billing.subscription_link link
+CROSS JOIN LATERAL (
+    SELECT period.usage_item_id, period.period_start, period.period_end, period.billed_until
+    FROM billing.subscription_period period
+    WHERE period.tenant_id = link.tenant_id AND period.subscription_id = link.subscription_id AND period.billed_from < link.ended_at
+    ORDER BY period.billed_from DESC
+    LIMIT 1
+) last
+WHERE link.ended_at > %(since)s AND link.ended_at <= %(until)s
+  AND NOT EXISTS (SELECT FROM billing.invoiced_period invoiced
+                  WHERE invoiced.usage_item_id = last.usage_item_id AND invoiced.period_start < last.billed_until
+                    AND invoiced.period_end >= last.billed_until
+                    AND (invoiced.invoice_status <> 'draft' OR invoiced.finalizes_at IS NULL
+                         OR invoiced.finalizes_at >= date_trunc('hour', link.ended_at, 'UTC') + interval '1 hour' + %(held)s))
+  AND NOT EXISTS (SELECT FROM billing.discrepancy
+                  WHERE cause = 'cancelled_without_invoice' AND stripe_id = link.subscription_id)
+ORDER BY link.ended_at
 
 -- name: overtaken
 -- Tenants with reports that were frozen before news of their billing was handled and first attempted after it, and since when: a push that

@@ -16,7 +16,6 @@ from token_billing.adapters.database import Connection
 from token_billing.adapters.discrepancies import Cause
 from token_billing.adapters.stripe_gateway.events import EventGateway
 from token_billing.adapters.stripe_gateway.objects import told_of_invoice
-from token_billing.errors import BillingError
 from token_billing.linking import Checkout, claimed_tenants
 from token_billing.model import Clock
 from token_billing.periods import InvoicedPeriod
@@ -47,10 +46,9 @@ class Readers:
 
 @dataclass
 class Drained:
-    """How many events were handled; the followed subscriptions that they were about; tenants whose timeline changed."""
+    """How many events were handled, and the tenants whose timeline changed."""
 
     event_count: int
-    subscriptions: set[str]
     tenants: set[str]
 
 
@@ -58,17 +56,14 @@ async def drain(db: Connection, stripe: Readers, metered_prices: Collection[str]
     """Handles every event that is in the inbox; with `adopt`, subscriptions that the application linked are followed from now on.
 
     Raises StripeUnavailable or StripeRefusesKey, with nothing noted as handled that was not."""
-    drained = Drained(0, set(), set())
-    adopted = subscriptions.subscriptions_to_look_at(db, clock(), MOST_ADOPTED) if adopt else []
+    drained = Drained(0, set())
+    adopted, adopted_count = subscriptions.subscriptions_to_look_at(db, clock(), MOST_EVENTS) if adopt else [], 0
     is_first = True  # without any news, a tenant may have come for whom there was a checkout
-    while (events := subscriptions.unhandled_events(db, MOST_EVENTS)) or is_first:
+    while (events := subscriptions.unhandled_events(db, MOST_EVENTS)) or adopted or is_first:
         asked_at = clock()
-        about = {event.subscription_id for event in events if event.subscription_id} | set(adopted)
         # What an invoice says is in the event itself: at the end of a month, one read for each would take longer than an hour.
-        invoiced = {event.subscription_id for event in events if event.subscription_id and event.type.startswith("invoice.")}
-        about = {event.subscription_id for event in events if event.subscription_id and not event.type.startswith("invoice.")} | set(
-            adopted
-        )
+        about = {event.subscription_id for event in events if event.subscription_id and not event.type.startswith("invoice.")}
+        about |= set(adopted)
         for event in events:
             if event.type == "customer.deleted":
                 about.update(subscriptions.subscriptions_of_customer(db, event.customer_id or ""))
@@ -79,9 +74,9 @@ async def drain(db: Connection, stripe: Readers, metered_prices: Collection[str]
         told: list[InvoicedPeriod] = []
         with db.transaction():
             subscriptions.take_turn(db)
-            for subscription in found.values():
+            for subscription_id, subscription in found.items():
                 if subscription:
-                    subscriptions.store_subscription(db, subscription, asked_at)
+                    _carefully(db, subscription_id, clock(), partial(subscriptions.store_subscription, db, subscription, asked_at))
             for event in events:
                 _carefully(db, event.id, clock(), partial(_apply, db, event, bodies.get(event.id), told, clock()))
             invoiced_periods.note_invoiced_periods(db, told)  # all at once, in an order that keeps others who note some from a deadlock
@@ -93,8 +88,9 @@ async def drain(db: Connection, stripe: Readers, metered_prices: Collection[str]
             subscriptions.note_handled(db, events, clock())
         drained.tenants |= changed.keys()
         drained.event_count += len(events)
-        drained.subscriptions |= about | invoiced
-        adopted, is_first = [], False
+        adopted_count += len(adopted)
+        adopted = subscriptions.subscriptions_to_look_at(db, clock(), MOST_EVENTS) if adopted and adopted_count < MOST_ADOPTED else []
+        is_first = False
     with db.transaction():
         # safeguard: news that overtakes a push
         discrepancies.note_beyond_the_facts(db, subscriptions.overtaken(db, clock() - LOOKS_BACK), clock())
@@ -145,7 +141,9 @@ def _carefully(db: Connection, about: str, now: datetime, work: Callable[[], Don
     try:
         with db.transaction():
             return work()
-    except (BillingError, KeyError, TypeError, ValueError, AttributeError, psycopg.DataError, psycopg.IntegrityError) as trouble:
+    except psycopg.OperationalError:  # the database went away, or others were in the way: the whole drain is tried again
+        raise
+    except Exception as trouble:
         log.exception("what follows from %s could not be applied", about)
         discrepancies.note(db, Cause.EVENT_NOT_APPLIED, f"{type(trouble).__name__}: {trouble}", now, stripe_id=about)
         return None
@@ -169,4 +167,5 @@ async def _learn_prices(db: Connection, stripe: Readers, clock: Clock) -> None:
     if unknown:
         prices = [await stripe.events.priced(price_id) for price_id in unknown]
         with db.transaction():
-            sending.add_prices(db, prices, clock())
+            sending.add_prices(db, [(one.meter, one.price) for one in prices], clock())
+            subscriptions.note_unusable_meters(db, [one.unusable for one in prices if one.unusable])

@@ -33,6 +33,8 @@ async def sweep(db: Connection, stripe: EventGateway, clock: Clock) -> int:
         log.warning("events between %s and %s are listed no more; subscriptions are taken as they are now", known, until - RETENTION)
     since = max(known - OVERLAP, until - RETENTION) if known else until - RETENTION
     events = await stripe.events(since, began)
+    if stripe.server_time is not None:  # where our clock is ahead of Stripe's, what happens there from now on lies before it
+        until = min(until, stripe.server_time - LIST_LAG)
     with db.transaction():
         news = _stored(db, events, clock())
         # safeguard: the cursor lags behind

@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from token_billing.adapters import catalogue, discrepancies, invoiced_periods, ledger, subscriptions
@@ -11,7 +12,7 @@ from token_billing.adapters.discrepancies import Cause
 from token_billing.adapters.stripe_gateway import StripeGateway, StripeTarget
 from token_billing.adapters.stripe_gateway.connection import open_gateway
 from token_billing.adapters.stripe_gateway.events import EventGateway
-from token_billing.errors import EventsNotListed, FactsUnknown, StripeRefusesKey, StripeUnavailable
+from token_billing.errors import BillingError, EventsNotListed, FactsUnknown, StripeRefusesKey, StripeUnavailable
 from token_billing.model import Clock
 from token_billing.periods import InvoicedPeriod
 from token_billing.settings import PushSettings
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 
 #: A cancelled subscription's last draft is held so long after the hour it ended in: its usage is reported when that hour has closed.
 HELD_AFTER_CANCELLATION = timedelta(hours=3)
+
+#: Two days after a subscription's end its last invoice is final, or held by somebody else.
+LOOKED_AFTER = timedelta(days=2)
 
 #: Freezing waits so long after a window's end for what Stripe knows of it; then it goes on with what is known, and somebody is told.
 #: Where Stripe cannot be reached nothing is sent either, and what is learned by then divides what waits to be sent.
@@ -38,9 +42,10 @@ def sync_subscriptions(
 
     Safe to run twice at once. Raises EventsNotListed, after what webhooks brought was handled, StripeUnavailable, StripeRefusesKey and
     WrongStripeAccount."""
-    drained = asyncio.run(_sync(connect, target, clock, settings, overrides, adopt=True))
-    take_back(connect, clock)
-    return drained
+    try:
+        return asyncio.run(_sync(connect, target, clock, settings, overrides, adopt=True))
+    finally:
+        take_back(connect, clock)
 
 
 def facts_are_known(
@@ -52,27 +57,35 @@ def facts_are_known(
     Raises WindowStillOpen, and FactsUnknown where Stripe refuses the key, and once a window has waited for LONGEST_WAIT: what is learned
     later splits what was never attempted."""
     require_closed(window, clock())
-    with session(connect) as db:
-        known = subscriptions.handled_until(db)
-    # safeguard: the facts up to the window's end
-    if known is not None and known >= window.end:
+    if _cursor_has_passed(connect, window):
         return True
     if clock() < window.end + LIST_LAG:
         return False
+    trouble: BillingError
     try:
         asyncio.run(_sync(connect, target, clock, settings, overrides, adopt=False))
+        if _cursor_has_passed(connect, window):
+            return True
+        trouble = StripeUnavailable("by Stripe's own clock, that time has not come yet: see to this machine's clock.")
     except EventsNotListed as refusal:
         log.warning("%s", refusal)
         return True
-    except (StripeUnavailable, StripeRefusesKey) as trouble:
-        if isinstance(trouble, StripeUnavailable) and clock() < window.end + LONGEST_WAIT:
-            log.warning("Stripe's events up to %s cannot be had yet: %s", window.end, trouble)
-            return False
-        raise FactsUnknown(
-            f"Stripe's list of events up to {window.end:%Y-%m-%dT%H:%MZ} cannot be had, and the run goes on without: {trouble} Plan "
-            "changes of that hour are not known; what is learned later splits what was not sent by then; the rest becomes discrepancies."
-        ) from trouble
-    return True
+    except (StripeUnavailable, StripeRefusesKey) as refusal:
+        trouble = refusal
+    if isinstance(trouble, StripeUnavailable) and clock() < window.end + LONGEST_WAIT:
+        log.warning("Stripe's events up to %s cannot be had yet: %s", window.end, trouble)
+        return False
+    raise FactsUnknown(
+        f"Stripe's list of events up to {window.end:%Y-%m-%dT%H:%MZ} cannot be had, and the run goes on without: {trouble} Plan changes of "
+        "that hour are not known; what is learned later splits what was not sent by then, and the rest becomes discrepancies."
+    ) from trouble
+
+
+def _cursor_has_passed(connect: Connect, window: Window) -> bool:
+    with session(connect) as db:
+        known = subscriptions.handled_until(db)  # a sweep may have been killed before its events were handled
+    # safeguard: the facts up to the window's end
+    return known is not None and known >= window.end
 
 
 async def _sync(
@@ -86,40 +99,42 @@ async def _sync(
             not_listed = None
             try:
                 await sweep(db, events, clock)
-            except EventsNotListed as refusal:
+            except (EventsNotListed, StripeUnavailable) as refusal:  # what webhooks brought is handled all the same
                 not_listed = refusal
             drained = await drain(db, Readers(events, settings), metered_prices, clock, adopt=adopt)
-            await _look_after_last_invoices(db, events, usage, drained.subscriptions, clock)
+            await _look_after_last_invoices(db, events, usage, clock)
             if not_listed:
                 raise not_listed
             return drained
 
 
-async def _look_after_last_invoices(db: Connection, events: EventGateway, usage: StripeGateway, about: Iterable[str], clock: Clock) -> None:
+async def _look_after_last_invoices(db: Connection, events: EventGateway, usage: StripeGateway, clock: Clock) -> None:
     """Holds the last draft of a subscription that has ended until the usage of its last hour can be on it. An end without an invoice is
     told: Stripe then drops the usage since the one before."""
-    for subscription_id, last in subscriptions.last_periods(db, list(about), clock()).items():
-        if last.ended_at is None:
-            continue
-        found = await usage.invoiced_periods(last.usage_item_id, subscription_id, last.period.start, clock())
-        with db.transaction():
-            invoiced_periods.note_invoiced_periods(db, found)
+    for last in subscriptions.endings(db, clock() - LOOKED_AFTER, clock(), HELD_AFTER_CANCELLATION):
+        found = await usage.invoiced_periods(last.usage_item_id, last.subscription_id, last.period.start, clock())
         closing = [one for one in found if one.period.start < last.billed_until <= one.period.end]
-        for draft in closing:
-            await _hold(events, draft, _hour_after(last.ended_at) + HELD_AFTER_CANCELLATION, clock())
+        held = [await _held(events, draft, _hour_after(last.ended_at) + HELD_AFTER_CANCELLATION, clock()) for draft in closing]
+        with db.transaction():
+            invoiced_periods.note_invoiced_periods(db, [*(one for one in found if one not in closing), *held])
         if not closing and clock() > last.ended_at + LIST_LAG:
             details = (
                 f"it ended at {last.ended_at:%Y-%m-%dT%H:%M:%SZ} without a last invoice (cancel with invoice_now), so Stripe bills "
                 f"nothing of what was used since {last.period.start:%Y-%m-%dT%H:%M:%SZ}; invoice it by hand, see the runbook under "
                 '"Cancellations"'
             )
-            discrepancies.note(db, Cause.CANCELLED_WITHOUT_INVOICE, details, clock(), tenant_id=last.tenant_id, stripe_id=subscription_id)
+            discrepancies.note(
+                db, Cause.CANCELLED_WITHOUT_INVOICE, details, clock(), tenant_id=last.tenant_id, stripe_id=last.subscription_id
+            )
 
 
-async def _hold(events: EventGateway, draft: InvoicedPeriod, until: datetime, now: datetime) -> None:
+async def _held(events: EventGateway, draft: InvoicedPeriod, until: datetime, now: datetime) -> InvoicedPeriod:
+    """The draft as it stands after it was held, where that makes sense and can be done."""
     # safeguard: the last draft waits for the last hour
     if draft.finalizes_at is not None and now < draft.finalizes_at < until and await events.hold_draft(draft.invoice_id, until):
         log.info("invoice %s of an ended subscription is held until %s, for the usage of its last hour", draft.invoice_id, until)
+        return replace(draft, finalizes_at=until)
+    return draft
 
 
 def _hour_after(instant: datetime) -> datetime:

@@ -158,3 +158,17 @@ def test_meter_errors_find_their_reports(shop: Shop) -> None:
     assert shop.world.states() == {"acme": "quarantined"} and shop.world.marked() == {}
     shop.sync()
     assert shop.world.sql("SELECT count(*) FROM billing.revocation") == [(1,)]
+
+
+def test_a_clock_that_is_ahead_of_stripes_misses_nothing(shop: Shop) -> None:
+    """What happens there from now on lies before our own time."""
+    shop.add_tenants("acme")
+    begun = shop.world.clock()
+    shop.world.clock = lambda: begun + 15 * MINUTES
+    shop.sync()
+    shop.world.simulator.set_clock(begun + MINUTES)
+    shop.buy("pure", client_reference_id="acme")
+    shop.world.simulator.set_clock(begun + 4 * MINUTES)
+    shop.world.clock = lambda: begun + 19 * MINUTES
+    shop.sync()
+    assert shop.columns()["acme"][1] is not None

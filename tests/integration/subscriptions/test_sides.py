@@ -1,6 +1,6 @@
 """An hour in which a plan, a period or a subscription begins or ends: each side goes where it belongs, or is kept aside with its reason."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -134,6 +134,71 @@ def test_a_cancellation_without_an_invoice_is_told(shop: Shop, acme: str) -> Non
     shop.at(at(shop, 5))
     shop.sync()
     assert shop.open_discrepancies() == [("cancelled_without_invoice", "acme")]
+
+
+def test_a_cancellation_that_is_noticed_at_once_is_told_of_later(shop: Shop, acme: str) -> None:
+    """Its invoice may still come within the first minute."""
+    shop.at(at(shop, 1))
+    shop.client.subscriptions.cancel(acme)
+    shop.sync()
+    assert shop.open_discrepancies() == []
+    shop.at(at(shop, 6))
+    shop.sync()
+    assert shop.open_discrepancies() == [("cancelled_without_invoice", "acme")]
+
+
+def test_a_last_draft_that_could_not_be_held_is_held_by_the_next_sync(shop: Shop, acme: str) -> None:
+    """Its news was handled by a worker that died then."""
+    shop.at(at(shop, 1))
+    shop.client.subscriptions.cancel(acme, {"invoice_now": True})
+    shop.at(at(shop, 3))
+    shop.handle_listed()
+    shop.at(at(shop, 8))
+    shop.sync()
+    draft = shop.client.invoices.list({"subscription": acme, "limit": 1}).data[0]
+    assert datetime.fromtimestamp(draft.automatically_finalizes_at, UTC) == at(shop, 60) + 3 * HOUR
+
+
+def test_usage_at_a_price_whose_meter_counts_otherwise_is_kept_aside(shop: Shop) -> None:
+    """With the reason, and not left waiting for ever."""
+    meter = shop.client.billing.meters.create(
+        {
+            "display_name": "Calls",
+            "event_name": "calls",
+            "default_aggregation": {"formula": "count"},
+            "customer_mapping": {"type": "by_id", "event_payload_key": "stripe_customer_id"},
+            "value_settings": {"event_payload_key": "value"},
+        }
+    )
+    price = shop.client.prices.create(
+        {
+            "currency": "usd",
+            "unit_amount": 1,
+            "product_data": {"name": "Calls"},
+            "recurring": {"interval": "month", "usage_type": "metered", "meter": meter.id},
+        }
+    )
+    bought = shop.client.subscriptions.create({"customer": shop.client.customers.create().id, "items": [{"price": price.id}]})
+    columns = (bought.customer, bought.id, bought["items"]["data"][0].id)
+    shop.world.sql("INSERT INTO tenants (id, name) VALUES ('acme', 'Acme')")
+    shop.world.sql("UPDATE tenants SET stripe_customer_id = %s, stripe_subscription_id = %s, stripe_usage_item_id = %s", *columns)
+    shop.sync()
+    shop.world.window = Window(shop.world.clock() + HOUR)
+    use(shop, 10, 5)
+    bill(shop)
+    assert [(tokens, state) for _, _, tokens, state, _ in sides(shop)] == [(5, "item_not_metered")]
+
+
+def test_a_billing_cycle_begun_anew_that_is_learned_of_late_is_shown(shop: Shop, acme: str) -> None:
+    """The item and the price are the same, but the periods are two."""
+    shop.at(at(shop, 30))
+    shop.client.subscriptions.update(acme, {"billing_cycle_anchor": "now"})
+    for minutes, tokens in ((10, 1), (40, 2)):
+        use(shop, minutes, tokens)
+    shop.at(shop.world.window.end + 2 * MINUTES)
+    shop.world.bill()
+    shop.sync()
+    assert shop.open_discrepancies() == [("boundary_inside_report", "acme")]
 
 
 def test_usage_of_a_plan_without_tokens_is_kept_aside(shop: Shop, acme: str) -> None:

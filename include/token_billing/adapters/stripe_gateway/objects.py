@@ -72,6 +72,8 @@ def told_of_invoice(invoice: Mapping[str, Any], usage_item_ids: Iterable[str], a
 
 
 def _item_of(line: Any) -> str | None:
+    if not hasattr(line, "parent"):  # before API version 2025-03-31.basil
+        return getattr(line, "subscription_item", None)
     details = line.parent and line.parent.subscription_item_details
     return details.subscription_item if details else None
 

@@ -16,6 +16,7 @@ CREATE TABLE billing.stripe_event (
     handled_at       timestamptz
 );
 CREATE INDEX stripe_event_unhandled ON billing.stripe_event (happened_at) WHERE handled_at IS NULL;
+CREATE INDEX stripe_event_handled ON billing.stripe_event (handled_at) WHERE handled_at IS NOT NULL;
 CREATE INDEX stripe_event_of_subscription ON billing.stripe_event (subscription_id, happened_at);
 CREATE INDEX stripe_event_of_deleted_customers ON billing.stripe_event (customer_id) WHERE event_type = 'customer.deleted';
 
@@ -91,6 +92,12 @@ CREATE INDEX subscription_period_of_tenant ON billing.subscription_period (tenan
 CREATE INDEX subscription_period_starts ON billing.subscription_period (billed_from);
 CREATE INDEX subscription_period_ends ON billing.subscription_period (billed_until);
 
+-- Meters of timelines that no usage can be billed from: they do not add their events up.
+CREATE TABLE billing.unusable_meter (
+    meter_id  text PRIMARY KEY CHECK (meter_id <> ''),
+    problem   text NOT NULL CHECK (problem <> '')
+);
+
 -- Tenants whose usage nobody pays for: kept, counted, never sent.
 CREATE TABLE billing.excluded_tenant (
     id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -113,6 +120,9 @@ CREATE TABLE billing.catalogue_price (
 );
 CREATE UNIQUE INDEX one_newest_price_by_name ON billing.catalogue_price (name) WHERE is_newest;
 
+-- What was sent of a tenant's, looked at when its timeline changes.
+CREATE INDEX usage_report_of_tenant ON billing.usage_report (tenant_id, window_start);
+
 -- Where a report that was never attempted would go, and why it may not: by the tenant's timeline where its present subscription is
 -- followed, else as the application's own columns and Stripe's items say. Neither a reason nor known: more must be found out first.
 CREATE VIEW billing.destination AS
@@ -131,13 +141,16 @@ SELECT report.id AS report_id,
             WHEN link.subscription_id IS NULL AND item.problem IS NOT NULL THEN 'item_not_metered'
             WHEN link.subscription_id IS NULL THEN NULL
             WHEN billed_by.customer_deleted_at IS NOT NULL THEN 'customer_deleted'
+            WHEN unusable.meter_id IS NOT NULL THEN 'item_not_metered'
             WHEN period.id IS NOT NULL THEN NULL
             WHEN before.customer_deleted_at <= report.side_start THEN 'customer_deleted'
             WHEN before.ended_at <= report.side_start THEN 'after_subscription'
             WHEN before.subscription_id IS NULL AND EXISTS (SELECT FROM billing.subscription_period later
                                                             WHERE later.tenant_id = report.tenant_id) THEN 'before_subscription'
             -- What is not known yet may turn out to be billed: only what the events up to then say nothing of has no item.
-            WHEN report.side_start < (SELECT swept_until FROM billing.event_cursor) THEN 'item_ended'
+            WHEN report.side_start < greatest((SELECT swept_until FROM billing.event_cursor),
+                                              (SELECT known.asked_at FROM billing.subscription known
+                                               WHERE known.subscription_id = link.subscription_id)) THEN 'item_ended'
        END AS reason
 FROM billing.usage_report report
 LEFT JOIN tenants tenant ON tenant.id = report.tenant_id
@@ -156,6 +169,7 @@ LEFT JOIN LATERAL (
     LIMIT 1
 ) before ON true
 LEFT JOIN billing.meter meter ON meter.meter_id = period.meter_id
+LEFT JOIN billing.unusable_meter unusable ON unusable.meter_id = period.meter_id
 LEFT JOIN billing.metered_item item ON link.subscription_id IS NULL AND item.usage_item_id = tenant.stripe_usage_item_id
 LEFT JOIN billing.excluded_tenant excluded
   ON excluded.tenant_id = report.tenant_id AND tstzrange(excluded.excluded_from, excluded.excluded_until) @> report.side_start
