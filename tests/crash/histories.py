@@ -14,14 +14,13 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import psycopg
-import stripe
 from benchmarks.seed_job import seed_job
 
 from crash import oracle, subscription_oracle
 from crash.backups import back_up, restore
 from crash.faults import Kill
 from crash.following import Sync
-from crash.network import SyncTransport, doors
+from crash.network import doors, synchronous_client
 from crash.planner import make_plan
 from crash.plans import (
     EPOCH,
@@ -119,6 +118,7 @@ class Histories:
         self._figures["histories with subscriptions"] += following is not None
         self._scene = Scene(self._pool, self._account, plan.unlinked_kind, self._figures, usage_records=usage_records, following=following)
         self._syncs = self._new_syncs()
+        self._pass_time = (self._syncs or self._scene).pass_time
         try:
             if self._syncs:
                 self._syncs.sync(Sync(0))  # from the start
@@ -176,9 +176,6 @@ class Histories:
             thread.start()
         for thread in threads:
             thread.join()
-
-    def _pass_time(self, span: timedelta) -> None:
-        (self._syncs or self._scene).pass_time(span)
 
     def _restore(self, step: Restore) -> None:
         """As the runbook says: whoever meets the copy is refused, then somebody recovers it."""
@@ -330,13 +327,7 @@ class Histories:
         )
 
     def _replaced_job(self, worker: Worker) -> None:
-        base = self._simulator.base_url
-        client = stripe.StripeClient(
-            self._simulator.api_key,
-            base_addresses={"api": base, "meter_events": base},
-            http_client=SyncTransport(self._scene.network),
-            max_network_retries=0,
-        )
+        client = synchronous_client(self._simulator.api_key, self._simulator.base_url, self._scene.network)
         seed_job(lambda: self._pool.connect(worker), client, "managed_ai_tokens_bundled")
 
     def _expire_leases(self, worker: Worker) -> None:

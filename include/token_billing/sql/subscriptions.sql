@@ -80,12 +80,14 @@ UPDATE billing.discrepancy SET resolved_at = %(now)s WHERE cause = 'unknown_tena
 SELECT subscription_id FROM billing.subscription_link WHERE customer_id = %(customer_id)s
 
 -- name: tenants_of_subscriptions
--- Whose usage the subscriptions bill, or may bill: as linked, as bought, or as the application says.
+-- Whose usage the subscriptions bill, or may bill: as linked, as bought, or as the application says; and whose could not be worked out.
 SELECT tenant_id FROM billing.subscription_link WHERE subscription_id = ANY(%(ids)s::text[])
 UNION
 SELECT tenant_id FROM billing.checkout WHERE subscription_id = ANY(%(ids)s::text[])
 UNION
 SELECT id FROM tenants WHERE stripe_subscription_id = ANY(%(adopted_ids)s::text[])
+UNION
+SELECT tenant_id FROM billing.discrepancy WHERE cause = 'event_not_applied' AND tenant_id IS NOT NULL AND resolved_at IS NULL
 
 -- name: tenant_columns
 -- What the application's own table says of a tenant's link.

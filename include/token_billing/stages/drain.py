@@ -82,7 +82,7 @@ async def drain(db: Connection, stripe: Readers, metered_prices: Collection[str]
             invoiced_periods.note_invoiced_periods(db, told)  # all at once, in an order that keeps others who note some from a deadlock
             about |= _found_tenants(db, clock())
             for tenant_id in subscriptions.tenants_of(db, about, adopted):
-                if since := _carefully(db, tenant_id, clock(), partial(relink, db, tenant_id, metered_prices, clock())):
+                if since := _relinked(db, tenant_id, metered_prices, clock()):
                     changed[tenant_id] = since
             discrepancies.note_beyond_the_facts(db, changed, clock())
             subscriptions.note_handled(db, events, clock())
@@ -147,6 +147,21 @@ def _carefully(db: Connection, about: str, now: datetime, work: Callable[[], Don
         log.exception("what follows from %s could not be applied", about)
         discrepancies.note(db, Cause.EVENT_NOT_APPLIED, f"{type(trouble).__name__}: {trouble}", now, stripe_id=about)
         return None
+
+
+def _relinked(db: Connection, tenant_id: str, metered_prices: Collection[str], now: datetime) -> datetime | None:
+    """From when on the tenant's billing is another one; a trouble is told, and tried again with every drain."""
+    try:
+        with db.transaction():
+            since = relink(db, tenant_id, metered_prices, now)
+    except psycopg.OperationalError:
+        raise
+    except Exception as trouble:
+        log.exception("the billing of tenant %r could not be worked out", tenant_id)
+        discrepancies.note(db, Cause.EVENT_NOT_APPLIED, f"{type(trouble).__name__}: {trouble}", now, tenant_id=tenant_id)
+        return None
+    discrepancies.settle_gone(db, Cause.EVENT_NOT_APPLIED, tenant_id, [], now)
+    return since
 
 
 async def _in_turn(settings: PushSettings, ids: Iterable[str], read: Any) -> dict[str, Mapping[str, Any] | None]:

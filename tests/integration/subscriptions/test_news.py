@@ -172,3 +172,16 @@ def test_a_clock_that_is_ahead_of_stripes_misses_nothing(shop: Shop) -> None:
     shop.world.clock = lambda: begun + 19 * MINUTES
     shop.sync()
     assert shop.columns()["acme"][1] is not None
+
+
+def test_what_could_not_be_worked_out_is_tried_again(shop: Shop) -> None:
+    """Also without further news."""
+    shop.add_tenants("acme")
+    shop.buy("pure", client_reference_id="acme")
+    shop.world.sql("ALTER TABLE tenants ADD CONSTRAINT nobody_is_linked CHECK (stripe_subscription_id IS NULL)")
+    shop.sync()
+    assert shop.open_discrepancies() == [("event_not_applied", "acme")]
+    shop.world.sql("ALTER TABLE tenants DROP CONSTRAINT nobody_is_linked")
+    shop.sync()
+    assert shop.columns()["acme"][1] is not None
+    assert shop.open_discrepancies() == []
