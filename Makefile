@@ -1,6 +1,6 @@
 # Every target sets up what it needs by itself. No account, no Docker; root or not.
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down clean test test-servers test-pooler check lint types imports docs bench bench-webhooks crash kill-points races mutation lock
+.PHONY: help install demo up down clean test test-servers test-pooler check lint types imports docs bench bench-webhooks crash kill-points races news mutation lock
 
 RUN := PYTHONPATH=include:plugins .venv/bin/python
 # What `make demo` bills; USAGE=file.csv[.gz] bills that file instead.
@@ -82,6 +82,9 @@ kill-points: .venv/installed ## Kill a run everywhere, and the one that heals it
 
 races: .venv/installed ## Runs at once on one hour, in random schedules: SCHEDULES=n SEED=s
 	@$(RUN) -m crash.races --schedules $(SCHEDULES) --seed $(SEED)
+
+news: .venv/installed ## Stripe's news in random orders, repeated and lost: ORDERS=n
+	@NEWS_ORDERS=$(or $(ORDERS),720) $(RUN) -m pytest -n 0 tests/integration/subscriptions/test_news.py
 
 mutation: .venv/installed ## Disable each safeguard in turn, which the tests must catch: ONLY=text of its name, SAMPLE=n SEED=s
 	@$(RUN) -m mutation $(if $(ONLY),--only "$(ONLY)") $(if $(SAMPLE),--sample $(SAMPLE) --seed $(SEED))

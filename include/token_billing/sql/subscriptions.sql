@@ -171,8 +171,8 @@ INSERT INTO billing.unusable_meter (meter_id, problem) VALUES (%(meter_id)s, %(p
 ON CONFLICT (meter_id) DO UPDATE SET problem = EXCLUDED.problem
 
 -- name: endings
--- The last part of the timeline that each subscription billed that ended lately, until its last invoice is known to be final or held long
--- enough, or it is told that there is none.
+-- Subscriptions that ended lately, each with the last part of the timeline that it billed.
+-- They are left out once the last invoice is known to be final, or to be held long enough, or it is told that there is none.
 SELECT link.subscription_id, link.tenant_id, last.usage_item_id, last.period_start, last.period_end, last.billed_until, link.ended_at
 FROM billing.subscription_link link
 CROSS JOIN LATERAL (
@@ -193,8 +193,8 @@ WHERE link.ended_at > %(since)s AND link.ended_at <= %(until)s
 ORDER BY link.ended_at
 
 -- name: overtaken
--- Tenants with reports that were frozen before news of their billing was handled and first attempted after it, and since when: a push that
--- was under way meanwhile sent them by what it had read before. Five minutes lie between an attempt's time and its commit at most.
+-- Tenants with reports that were frozen before news of their billing was handled and first attempted after it, and since when.
+-- A push that was under way meanwhile sent them by what it had read before; five minutes lie between an attempt's time and its commit.
 SELECT link.tenant_id, min(report.window_start)
 FROM billing.stripe_event event
 JOIN billing.subscription_link link USING (subscription_id)

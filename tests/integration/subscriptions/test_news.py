@@ -1,6 +1,7 @@
 """News of Stripe's: lost, repeated, out of order, not to be understood; what follows from it is the same."""
 
 import asyncio
+import os
 import random
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,6 +21,9 @@ from token_billing.stripe_events import event_of
 from token_billing.windows import HOUR, Window
 
 MINUTES = timedelta(minutes=1)
+
+#: Random orders to try; `make news` tries more.
+ORDERS = int(os.environ.get("NEWS_ORDERS", "15"))
 
 
 def news(shop: Shop) -> list[dict[str, Any]]:
@@ -80,7 +84,7 @@ def story(shop: Shop) -> Story:
     return Story(shop, news(shop), outcome(shop))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=ORDERS, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32))
 def test_any_order_repetition_and_loss_end_in_the_same(story: Story, seed: int) -> None:
     """Up to ten times each, a tenth lost, handled after every few; the sweep finds what was lost."""
