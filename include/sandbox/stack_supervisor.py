@@ -38,6 +38,9 @@ from token_billing.windows import Window, last_closed_window
 
 DAG_ID = "report_usage"
 
+#: Less than a month, so that a new sandbox is in its tenants' first billing period.
+SUBSCRIBED_BEFORE = timedelta(days=25)
+
 #: Airflow's own port, and where to look when it is taken.
 AIRFLOW_PORTS = (8080, *range(8081, 8100))
 
@@ -135,8 +138,8 @@ class Supervisor:
             self.say("preparing Airflow's metadata database; meanwhile")
         self.say("starting the Stripe simulator")
         simulator = ["sandbox.stripe_simulator", "--port", str(simulator_port), "--state-dir", str(HOME / "simulator")]
-        # A new account begins before the usage does, so that its subscriptions cover all of it.
-        beginning = f"{first_window(system_clock()).start:%Y-%m-%dT%H:%M:%SZ}"
+        # A new account begins long before the usage does, so that its subscriptions cover all of it, and what is back-filled by hand.
+        beginning = f"{first_window(system_clock()).start - SUBSCRIBED_BEFORE:%Y-%m-%dT%H:%M:%SZ}"
         self._begin("stripe-simulator", [*simulator, "--clock", beginning, "--api-key", SECRET_KEY], environment)
         self._wait("the Stripe simulator", SIMULATOR_SECONDS, lambda: _answers(f"{services.stripe_base}/simulator/health"))
         prepare_billing_database(billing)
