@@ -22,7 +22,6 @@ UPDATE billing.stripe_event SET handled_at = %(now)s WHERE event_id = ANY(%(ids)
 
 -- name: take_turn
 -- One at a time works out what follows from events; whoever waited sees what the other wrote.
--- safeguard: one reads the news at a time
 LOCK TABLE billing.subscription_link IN SHARE ROW EXCLUSIVE MODE
 
 -- name: subscriptions_to_look_at
