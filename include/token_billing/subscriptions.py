@@ -1,7 +1,7 @@
 """Which subscription item bills a tenant's usage at every instant: worked out from all that Stripe told, in whatever order. Pure."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from itertools import groupby, pairwise, permutations, zip_longest
@@ -39,7 +39,7 @@ class ItemSnapshot:
     meter_id: str | None
     is_metered: bool
     created: datetime
-    period: BillingPeriod | None
+    period: BillingPeriod
     interval: relativedelta
 
 
@@ -94,8 +94,8 @@ def snapshot_of(
         start=_time(start),
         end=_time(ended) if ended else None,
         anchor=anchor,
-        items=_dated(_items(subscription, subscription["items"]["data"]), anchor, taken_at),
-        before=_dated(_items({**subscription, **(previous or {})}, items_before["data"]), anchor, taken_at) if items_before else None,
+        items=_items(subscription, subscription["items"]["data"], anchor, taken_at),
+        before=_items({**subscription, **(previous or {})}, items_before["data"], anchor, taken_at) if items_before else None,
     )
 
 
@@ -214,8 +214,8 @@ def _since(one: Snapshot, known: tuple[ItemSnapshot, ...]) -> datetime:
     news = [item for item in one.items if item.id not in {before.id for before in known}]
     if one.told is Told.READ and news:
         return max(item.created for item in news)  # by Stripe's clock, which ours, by which the reading is dated, may be behind
-    ends = {item.period.end for item in known if item.period}
-    starts = {item.period.start for item in one.items if item.period}
+    ends = {item.period.end for item in known}
+    starts = {item.period.start for item in one.items}
     renewals = [start for start in starts & ends if start <= one.taken_at <= start + RENEWAL_LAG]
     return max(renewals, default=one.taken_at)
 
@@ -233,7 +233,7 @@ def _parts(
     """The billing periods of the item that bills, as far as they lie in `[since, until)`; an end that nobody knows lies one period
     after the one that Stripe shows."""
     item = choose([one for one in items if one.is_metered])
-    if item is None or item.period is None:
+    if item is None:
         return
     for period in _periods_around(item, state.anchor, since, until):
         billed_from, billed_until = max(period.start, since), period.end if until is None else min(period.end, until)
@@ -245,13 +245,12 @@ def _parts(
 
 def _periods_around(item: ItemSnapshot, anchor: datetime, since: datetime, until: datetime | None) -> list[BillingPeriod]:
     """The item's period as Stripe shows it, those before it and after it by the calendar."""
-    assert item.period is not None
     around = [item.period]
     while around[0].start > since and len(around) <= EARLIER_PERIODS:
         around.insert(0, BillingPeriod(max(since, _boundary(item, anchor, around[0].start, -1)), around[0].start))
     if around[0].start > since:  # older than anything that can be sent: its periods do not matter any more
         around.insert(0, BillingPeriod(since, around[0].start))
-    while (around[-1].end < until) if until else (len(around) == 0 or around[-1] == item.period):
+    while (around[-1].end < until) if until else around[-1] == item.period:
         around.append(BillingPeriod(around[-1].end, _boundary(item, anchor, around[-1].end, +1)))
     return around
 
@@ -302,31 +301,27 @@ def _joined(parts: Iterable[BilledPeriod]) -> Iterator[BilledPeriod]:
 # --- From JSON --------------------------------------------------------------------------------------------------------
 
 
-def _items(subscription: Mapping[str, Any], items: Iterable[Mapping[str, Any]]) -> tuple[ItemSnapshot, ...]:
-    return tuple(sorted((_item(subscription, item) for item in items), key=lambda one: (one.created, one.id)))
+def _items(subscription: Mapping[str, Any], items: Iterable[Mapping[str, Any]], anchor: datetime, at: datetime) -> tuple[ItemSnapshot, ...]:
+    return tuple(sorted((_item(subscription, item, anchor, at) for item in items), key=lambda one: (one.created, one.id)))
 
 
-def _item(subscription: Mapping[str, Any], item: Mapping[str, Any]) -> ItemSnapshot:
+def _item(subscription: Mapping[str, Any], item: Mapping[str, Any], anchor: datetime, at: datetime) -> ItemSnapshot:
     price = item["price"]
     recurring = price.get("recurring") or {}
+    interval = relativedelta(**{f"{recurring.get('interval') or 'month'}s": int(recurring.get("interval_count") or 1)})
     # Periods belong to the subscription before API version 2025-03-31.basil, to its items since.
     start = item.get("current_period_start") or subscription.get("current_period_start")
     end = item.get("current_period_end") or subscription.get("current_period_end")
-    count = int(recurring.get("interval_count") or 1)
     return ItemSnapshot(
         id=item["id"],
         price_id=price["id"],
         meter_id=recurring.get("meter"),
         is_metered=recurring.get("usage_type") == "metered",
         created=_time(item["created"]),
-        period=BillingPeriod(_time(start), _time(end)) if start and end and start < end else None,
-        interval=relativedelta(**{f"{recurring.get('interval') or 'month'}s": count}),
+        # Where Stripe, or what answers for it, tells of none, the calendar does.
+        period=BillingPeriod(_time(start), _time(end)) if start and end and start < end else _period_of_calendar(interval, anchor, at),
+        interval=interval,
     )
-
-
-def _dated(items: Iterable[ItemSnapshot], anchor: datetime, at: datetime) -> tuple[ItemSnapshot, ...]:
-    """With the periods that the calendar gives them, where Stripe, or what answers for it, tells of none."""
-    return tuple(one if one.period else replace(one, period=_period_of_calendar(one.interval, anchor, at)) for one in items)
 
 
 def _period_of_calendar(interval: relativedelta, anchor: datetime, at: datetime) -> BillingPeriod:

@@ -13,6 +13,7 @@ from billing_airflow.connections import billing_clock, billing_db, newest_billin
 from billing_airflow.variables import AirflowVariables
 from billing_airflow.webhook_secrets import WEBHOOK_SECRET_VARIABLE, find_webhook_secrets
 from token_billing.adapters.database import Connect
+from token_billing.adapters.stripe_gateway import StripeTarget
 from token_billing.catalog_plan import Wanted
 from token_billing.errors import FactsUnknown, SendingPaused
 from token_billing.model import Shard
@@ -51,8 +52,7 @@ def late_windows() -> list[str]:
 
 def sync_subscriptions() -> dict[str, int]:
     """Follows Stripe's subscriptions; returns how many events were handled, and how many tenants' billing changed."""
-    target = stripe_target()
-    settings = PushSettings.from_environment(target.secret_key)
+    target, settings = _stripe()
     done = syncing.sync_subscriptions(_adopted_db(), target, billing_clock(), settings, price_overrides())
     return {"events": done.event_count, "tenants": len(done.tenants)}
 
@@ -70,8 +70,7 @@ def freeze(window: str) -> list[list[int]]:
 
 def push(window: str, shard: list[int]) -> dict[str, int]:
     """Pushes one shard of the window; returns reports by state. Skipped while sending is paused."""
-    target = stripe_target()
-    settings = PushSettings.from_environment(target.secret_key)
+    target, settings = _stripe()
     try:
         pushed = pushing.push(newest_billing_db(), target, _window(window), Shard(*shard), billing_clock(), settings, AirflowVariables())
     except SendingPaused as pause:
@@ -81,8 +80,8 @@ def push(window: str, shard: list[int]) -> dict[str, int]:
 
 def cancel_surplus() -> int:
     """Cancels what Stripe counts twice; returns how many events."""
-    target = stripe_target()
-    return cancelling.cancel_surplus(_adopted_db(), target, billing_clock(), PushSettings.from_environment(target.secret_key))
+    target, settings = _stripe()
+    return cancelling.cancel_surplus(_adopted_db(), target, billing_clock(), settings)
 
 
 def questions_about_held() -> list[dict[str, Any]]:
@@ -141,8 +140,7 @@ def _keep_webhook_secret(secret: str) -> None:
 
 
 def _facts_are_known(window: Window) -> bool:
-    target = stripe_target()
-    settings = PushSettings.from_environment(target.secret_key)
+    target, settings = _stripe()
     return syncing.facts_are_known(_adopted_db(), target, window, billing_clock(), settings, price_overrides())
 
 
@@ -152,6 +150,12 @@ def _known_or_overdue(window: Window) -> bool:
     except FactsUnknown as unknown:  # its own run has told of it
         log.warning("%s", unknown)
         return True
+
+
+def _stripe() -> tuple[StripeTarget, PushSettings]:
+    """Which Stripe, and how fast."""
+    target = stripe_target()
+    return target, PushSettings.from_environment(target.secret_key)
 
 
 def _adopted_db() -> Connect:

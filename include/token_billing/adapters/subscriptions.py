@@ -108,10 +108,9 @@ def links_of(db: Connection, tenant_id: str) -> list[tuple[str, str, str | None]
     return db.execute(SUBSCRIPTIONS["links_of"], {"tenant_id": tenant_id}).fetchall()
 
 
-def known_subscriptions(db: Connection, subscription_ids: Collection[str]) -> dict[str, tuple[Mapping[str, Any], datetime]]:
-    """Subscriptions as last read, and when, by id."""
-    found = db.execute(SUBSCRIPTIONS["known_subscriptions"], {"ids": list(subscription_ids)})
-    return {payload["id"]: (payload, asked_at) for payload, asked_at in found}
+def known_subscriptions(db: Connection, subscription_ids: Collection[str]) -> list[tuple[Mapping[str, Any], datetime]]:
+    """Subscriptions as last read, and when."""
+    return db.execute(SUBSCRIPTIONS["known_subscriptions"], {"ids": list(subscription_ids)}).fetchall()
 
 
 def subscription_events(db: Connection, subscription_ids: Collection[str]) -> list[StripeEvent]:
@@ -179,7 +178,7 @@ def note_unusable_meters(db: Connection, unusable: Iterable[tuple[str, str]]) ->
 
 
 class Ending(NamedTuple):
-    """The last part that a subscription billed of a tenant's timeline before it ended."""
+    """The last part that a subscription billed of a tenant's timeline before it ended; `hold_until`: until when its last draft waits."""
 
     subscription_id: str
     tenant_id: str
@@ -187,14 +186,15 @@ class Ending(NamedTuple):
     period: BillingPeriod
     billed_until: datetime
     ended_at: datetime
+    hold_until: datetime
 
 
 def endings(db: Connection, since: datetime, until: datetime, held: timedelta) -> list[Ending]:
     """Subscriptions that ended in that time and whose last invoice must be looked at: it is not known to be final, nor to be held until
     so long after the hour they ended in, nor told that there is none."""
     return [
-        Ending(subscription_id, tenant_id, item, BillingPeriod(start, end), billed_until, ended_at)
-        for subscription_id, tenant_id, item, start, end, billed_until, ended_at in db.execute(
+        Ending(subscription_id, tenant_id, item, BillingPeriod(start, end), *rest)
+        for subscription_id, tenant_id, item, start, end, *rest in db.execute(
             SUBSCRIPTIONS["endings"], {"since": since, "until": until, "held": held}
         )
     ]

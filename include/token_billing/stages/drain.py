@@ -76,13 +76,15 @@ async def drain(db: Connection, stripe: Readers, metered_prices: Collection[str]
             subscriptions.take_turn(db)
             for subscription_id, subscription in found.items():
                 if subscription:
-                    _carefully(db, subscription_id, clock(), partial(subscriptions.store_subscription, db, subscription, asked_at))
+                    store = partial(subscriptions.store_subscription, db, subscription, asked_at)
+                    _carefully(db, clock(), store, stripe_id=subscription_id)
             for event in events:
-                _carefully(db, event.id, clock(), partial(_apply, db, event, bodies.get(event.id), told, clock()))
+                _carefully(db, clock(), partial(_apply, db, event, bodies.get(event.id), told, clock()), stripe_id=event.id)
             invoiced_periods.note_invoiced_periods(db, told)  # all at once, in an order that keeps others who note some from a deadlock
             about |= _found_tenants(db, clock())
             for tenant_id in subscriptions.tenants_of(db, about, adopted):
-                if since := _relinked(db, tenant_id, metered_prices, clock()):
+                work = partial(relink, db, tenant_id, metered_prices, clock())
+                if since := _carefully(db, clock(), work, tenant_id=tenant_id):
                     changed[tenant_id] = since
             discrepancies.note_beyond_the_facts(db, changed, clock())
             subscriptions.note_handled(db, events, clock())
@@ -136,7 +138,9 @@ def _found_tenants(db: Connection, now: datetime) -> set[str]:
     return found
 
 
-def _carefully(db: Connection, about: str, now: datetime, work: Callable[[], Done]) -> Done | None:
+def _carefully(
+    db: Connection, now: datetime, work: Callable[[], Done], *, stripe_id: str | None = None, tenant_id: str | None = None
+) -> Done | None:
     """Does it or nothing of it: what cannot be applied becomes a discrepancy and holds nothing else up."""
     try:
         with db.transaction():
@@ -144,24 +148,10 @@ def _carefully(db: Connection, about: str, now: datetime, work: Callable[[], Don
     except psycopg.OperationalError:  # the database went away, or others were in the way: the whole drain is tried again
         raise
     except Exception as trouble:
-        log.exception("what follows from %s could not be applied", about)
-        discrepancies.note(db, Cause.EVENT_NOT_APPLIED, f"{type(trouble).__name__}: {trouble}", now, stripe_id=about)
+        log.exception("what follows from the news of %s could not be applied", stripe_id or f"tenant {tenant_id!r}")
+        details = f"{type(trouble).__name__}: {trouble}"
+        discrepancies.note(db, Cause.EVENT_NOT_APPLIED, details, now, stripe_id=stripe_id, tenant_id=tenant_id)
         return None
-
-
-def _relinked(db: Connection, tenant_id: str, metered_prices: Collection[str], now: datetime) -> datetime | None:
-    """From when on the tenant's billing is another one; a trouble is told, and tried again with every drain."""
-    try:
-        with db.transaction():
-            since = relink(db, tenant_id, metered_prices, now)
-    except psycopg.OperationalError:
-        raise
-    except Exception as trouble:
-        log.exception("the billing of tenant %r could not be worked out", tenant_id)
-        discrepancies.note(db, Cause.EVENT_NOT_APPLIED, f"{type(trouble).__name__}: {trouble}", now, tenant_id=tenant_id)
-        return None
-    discrepancies.settle_gone(db, Cause.EVENT_NOT_APPLIED, tenant_id, [], now)
-    return since
 
 
 async def _in_turn(settings: PushSettings, ids: Iterable[str], read: Any) -> dict[str, Mapping[str, Any] | None]:

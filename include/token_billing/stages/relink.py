@@ -46,6 +46,7 @@ def relink(db: Connection, tenant_id: str, metered_prices: Collection[str], now:
     if mine:
         _set_columns(db, tenant_id, mine[-1], billed[0], usage_item_id if mine[-1].subscription_id == subscription_id else "", now)
     _note_conflicts(db, tenant_id, conflicting, overlapping, now)
+    discrepancies.settle_gone(db, Cause.EVENT_NOT_APPLIED, tenant_id, [], now)  # what failed before was tried again with every drain
     return changed
 
 
@@ -62,7 +63,7 @@ def _known(db: Connection, candidates: Collection[str], now: datetime) -> tuple[
     for event in subscriptions.subscription_events(db, candidates):
         if snapshot := _snapshot(db, event, now):
             add(event.object, snapshot)
-    for payload, asked_at in subscriptions.known_subscriptions(db, candidates).values():
+    for payload, asked_at in subscriptions.known_subscriptions(db, candidates):
         add(payload, snapshot_of(payload, Told.READ, asked_at))
     return found, ended_at
 

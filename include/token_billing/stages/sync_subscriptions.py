@@ -19,7 +19,7 @@ from token_billing.settings import PushSettings
 from token_billing.stages.drain import Drained, Readers, drain
 from token_billing.stages.meter_errors import take_back
 from token_billing.stages.sweep import LIST_LAG, sweep
-from token_billing.windows import HOUR, Window, require_closed
+from token_billing.windows import Window, require_closed
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ async def _look_after_last_invoices(db: Connection, events: EventGateway, usage:
     for last in subscriptions.endings(db, clock() - LOOKED_AFTER, clock(), HELD_AFTER_CANCELLATION):
         found = await usage.invoiced_periods(last.usage_item_id, last.subscription_id, last.period.start, clock())
         closing = [one for one in found if one.period.start < last.billed_until <= one.period.end]
-        held = [await _held(events, draft, _hour_after(last.ended_at) + HELD_AFTER_CANCELLATION, clock()) for draft in closing]
+        held = [await _held(events, draft, last.hold_until, clock()) for draft in closing]
         with db.transaction():
             invoiced_periods.note_invoiced_periods(db, [*(one for one in found if one not in closing), *held])
         if not closing and clock() > last.ended_at + LIST_LAG:
@@ -135,7 +135,3 @@ async def _held(events: EventGateway, draft: InvoicedPeriod, until: datetime, no
         log.info("invoice %s of an ended subscription is held until %s, for the usage of its last hour", draft.invoice_id, until)
         return replace(draft, finalizes_at=until)
     return draft
-
-
-def _hour_after(instant: datetime) -> datetime:
-    return instant.replace(minute=0, second=0, microsecond=0) + HOUR
