@@ -113,6 +113,22 @@ class NoSuchDiscrepancy(OperatorNeeded):
     """The discrepancy does not exist, or is resolved already."""
 
 
+class DiscrepanciesFound(OperatorNeeded):
+    """Our books and Stripe's differ by more than the tolerance, and nobody has dealt with it."""
+
+
+class PeriodsIncomplete(OperatorNeeded):
+    """Drafts had to be, or are about to be, finalised without all usage of their periods."""
+
+
+class ProposalRefused(OperatorNeeded):
+    """The proposal does not exist, is decided already, or cannot be carried out as it was decided."""
+
+
+class NothingToExplain(OperatorNeeded):
+    """No invoice line, report or row of this ledger goes by that name."""
+
+
 class ExclusionRefused(OperatorNeeded):
     """The tenant is excluded at that time already, or is not excluded."""
 

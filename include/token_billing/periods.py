@@ -15,6 +15,9 @@ NOT_CLOSING = frozenset({"subscription_create", "subscription_threshold", "upcom
 #: So long a draft is taken for one without being looked at again: windows that are pushed one after another need not ask each time.
 DRAFT_IS_FRESH = timedelta(minutes=5)
 
+#: The longest grace that an account's rule gives its drafts, and the furthest that one may be held (docs.stripe.com/billing/invoices).
+LONGEST_GRACE = timedelta(hours=72)
+
 _EVER = datetime.min.replace(tzinfo=UTC)
 
 

@@ -9,6 +9,8 @@ from datetime import timedelta
 from token_billing.catalog import PRICES
 from token_billing.errors import OperatorNeeded
 from token_billing.model import Shard, Sink
+from token_billing.periods import LONGEST_GRACE
+from token_billing.reconciliation import EXACT, Tolerance
 from token_billing.targets import is_live
 
 
@@ -70,6 +72,24 @@ class PushSettings:
         )
 
 
+@dataclass(frozen=True)
+class ReconcileSettings:
+    """How far our books and Stripe's may lie apart, and how long a draft is held at most for what is missing on it."""
+
+    tolerance: Tolerance = EXACT
+    #: Stripe takes usage on a draft for 72 hours at most (the account's longest grace); a day less leaves time to act on the alert.
+    longest_hold: timedelta = timedelta(hours=48)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "ReconcileSettings":
+        """Raises OperatorNeeded for a value that makes no sense."""
+        tokens, cents, hours = "BILLING_TOLERANCE_TOKENS", "BILLING_TOLERANCE_CENTS", "BILLING_HOLD_HOURS"
+        held = _positive(environment, hours, cls.longest_hold / timedelta(hours=1))
+        if held > LONGEST_GRACE / timedelta(hours=1):
+            raise OperatorNeeded(f"setting {hours} is {held:g}; Stripe keeps a draft for 72 hours at most")
+        return cls(Tolerance(_whole(environment, tokens), _whole(environment, cents)), timedelta(hours=held))
+
+
 def price_overrides(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The prices that settings STRIPE_PRICE_ID_… name in the catalogue's stead, by the catalogue's names. Whether they are what the
     catalogue says is set-up's to find out."""
@@ -94,6 +114,13 @@ def _sink(environment: Mapping[str, str]) -> Sink:
     if text not in list(Sink):
         raise OperatorNeeded(f"setting BILLING_SINK is {text!r}; it takes {' or '.join(Sink)}")
     return Sink(text)
+
+
+def _whole(environment: Mapping[str, str], name: str) -> int:
+    text = environment.get(name, "").strip() or "0"
+    if not text.isdecimal():
+        raise OperatorNeeded(f"setting {name} is {text!r}; it takes a whole number, not negative")
+    return int(text)
 
 
 def _positive(environment: Mapping[str, str], name: str, default: float) -> float:

@@ -26,6 +26,19 @@ LINKED = (
 )
 PERIOD = "('t', 'sub', 'cus', 'si', 'p', '2026-01-01', '2026-02-01', '2026-01-{}', '2026-{}')"
 EXCLUDED = "INSERT INTO billing.excluded_tenant (tenant_id, reason, excluded_by, excluded_from, excluded_until) VALUES "
+DIFFERENCE = (
+    "INSERT INTO billing.meter VALUES ('mtr', 'e', 'c', 'v') ON CONFLICT DO NOTHING; "
+    "INSERT INTO billing.meter_difference VALUES ('cus', 'mtr', '2026-01-01T00:00Z', 5, {}, {}, '2026-01-02')"
+)
+INVOICE = (
+    "INSERT INTO billing.invoice (invoice_id, customer_id, status, currency, created_at, total_cents, read_at, compared_at) "
+    "VALUES ('in', 'cus', '{}', 'usd', now(), 0, now(), {})"
+)
+LINE = (
+    INVOICE.format("paid", "NULL") + "; INSERT INTO billing.invoice_line (line_id, invoice_id, position, kind, quantity, amount_cents, "
+    "currency, period_start, period_end) VALUES ('il', 'in', 0, '{}', 1, 1, 'usd', '{}', '2026-01-02')"
+)
+PROPOSAL = "INSERT INTO billing.proposal (kind, subject, token_count, evidence, proposed_at, {}) VALUES ('resend', 's', 1, 'e', now(), {})"
 DISCREPANCY = "(1, 'rows_changed', 1, 1, 1, 1, now())"
 
 #: By constraint, what only it refuses.
@@ -92,6 +105,23 @@ REFUSED = {
     "giving_up_has_a_reason": SURPLUS.format("gave_up_at", "1, now(), now()"),
     "resolved_by_somebody": SURPLUS.format("resolved_at", "1, now(), now()"),
     "cancelled_is_resolved": SURPLUS.format("cancelled_at, resolved_at, resolved_by", "1, now(), now(), now(), 'ann'"),
+    "only_what_counts_is_confirmed": FROZEN.format("confirmed_at = now()"),
+    "it_differs": DIFFERENCE.format(5, "'2026-01-02'"),
+    "seen_in_order": DIFFERENCE.format(4, "'2026-01-03'"),
+    "money_has_a_currency": NEWS.format("tenant_id, found_cents", "duplicate", "'t', 1"),
+    "only_a_final_invoice_is_compared": INVOICE.format("draft", "now()"),
+    "one_line_at_a_place": (LINE.format("manual", "2026-01-01") + ", ('im', 'in', 0, 'manual', 1, 1, 'usd', '2026-01-01', '2026-01-02')"),
+    "usage_names_its_item": LINE.format("usage", "2026-01-01"),
+    "a_line_goes_forward": LINE.format("flat", "2026-01-03"),
+    "released_whole": (
+        "INSERT INTO billing.closing (invoice_id, subscription_id, customer_id, appeared_at, release_by, released_at) "
+        "VALUES ('in', 'sub', 'cus', now(), now(), now())"
+    ),
+    "proposal_decided_whole": PROPOSAL.format("decision", "'resend'"),
+    "only_decided_is_applied": PROPOSAL.format("applied_at", "now()"),
+    "withdrawn_or_decided": PROPOSAL.format("withdrawn_at, decision, decided_by, decided_at", "now(), 'resend', 'ann', now()"),
+    "proposed_money_has_a_currency": PROPOSAL.format("amount_cents", "1"),
+    "proposed_once_at_a_time": PROPOSAL.format("asked_at", "now()), ('resend', 's', 1, 'e', now(), now()"),
     "billable_usage": "INSERT INTO token_usage (tenant_id, model, input_tokens, output_tokens, created_at) VALUES ('a', 'm', -1, 0, now())",
 }
 

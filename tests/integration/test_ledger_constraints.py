@@ -158,9 +158,9 @@ def test_a_billed_report_takes_no_step_but_into_revocation(frozen: World, after:
         frozen.sql(f"UPDATE billing.usage_report SET state = '{after}', {NO_TIMES}")
 
 
-@pytest.mark.parametrize("after", ["frozen", "accepted"])
-def test_a_quarantined_report_takes_no_step(frozen: World, after: str) -> None:
-    """Its release, once there is one, is a decision that is recorded."""
+@pytest.mark.parametrize("after", ["sending", "accepted"])
+def test_a_quarantined_report_takes_no_step_but_its_release(frozen: World, after: str) -> None:
+    """It has to be frozen again before it is sent."""
     frozen.sql("UPDATE billing.usage_report SET state = 'quarantined', quarantined_at = now(), quarantine_reason = 'no_customer'")
     with pytest.raises(psycopg.IntegrityError):
         frozen.sql(f"UPDATE billing.usage_report SET state = '{after}', {NO_TIMES}")
@@ -324,3 +324,14 @@ def test_an_application_that_may_only_insert_records_usage(world: World) -> None
         db.execute("RESET ROLE")
         assert db.execute("SELECT count(*), bool_and(recorded_xid = pg_current_xact_id()) FROM token_usage").fetchone() == (2, True)
         db.rollback()
+
+
+@pytest.mark.parametrize("change", ["UPDATE billing.audit SET decided_by = 'bob'", "DELETE FROM billing.audit"])
+def test_an_audit_row_stands(world: World, change: str) -> None:
+    """What was decided, and by whom, is written down for ever."""
+    world.sql(
+        "INSERT INTO billing.audit (action, subject, decided_by, decided_at, before, after) "
+        "VALUES ('release', 'r', 'ann', now(), '{}', '{}')"
+    )
+    with pytest.raises(psycopg.errors.CheckViolation, match="for ever"):
+        world.sql(change)

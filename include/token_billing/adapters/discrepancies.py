@@ -1,12 +1,14 @@
 """Discrepancies: what does not fit together, and waits for a person or goes away by itself. No function opens or ends a transaction."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from enum import StrEnum
+
+from psycopg.types.json import Jsonb
 
 from token_billing.adapters.database import Connection, storable
 from token_billing.adapters.queries import queries
+from token_billing.reconciliation import Cause, Difference
 from token_billing.windows import HOUR
 
 DISCREPANCIES = queries("discrepancies.sql")
@@ -15,23 +17,9 @@ DISCREPANCIES = queries("discrepancies.sql")
 FACTS_MATTER_FOR = timedelta(days=36)
 
 
-class Cause(StrEnum):
-    """Why something does not fit together; `rows_changed` is mark_billed's own."""
-
-    ROWS_CHANGED = "rows_changed"
-    LINK_CONFLICT = "link_conflict"
-    OVERLAPPING_SUBSCRIPTIONS = "overlapping_subscriptions"
-    UNKNOWN_TENANT = "unknown_tenant"
-    UNKNOWN_SUBSCRIPTION = "unknown_subscription"
-    NO_METERED_ITEM = "no_metered_item"
-    EVENT_NOT_APPLIED = "event_not_applied"
-    CANCELLED_WITHOUT_INVOICE = "cancelled_without_invoice"
-    METER_ERROR = "meter_error"
-
-
 @dataclass(frozen=True)
 class OpenDiscrepancy:
-    """One that nobody has dealt with; tokens where it is about counts."""
+    """One that nobody has dealt with; tokens, and the currency's minor unit, where it is about counts."""
 
     id: int
     cause: str
@@ -42,6 +30,11 @@ class OpenDiscrepancy:
     expected_token_count: int | None
     found_token_count: int | None
     found_at: datetime
+    scope: str | None
+    window_start: datetime | None
+    expected_cents: int | None
+    found_cents: int | None
+    currency: str | None
 
 
 def note(db: Connection, cause: Cause, details: str, now: datetime, *, tenant_id: str | None = None, stripe_id: str | None = None) -> None:
@@ -68,6 +61,23 @@ def note_beyond_the_facts(db: Connection, changed: Mapping[str, datetime], now: 
         return 0
     since = max(min(past.values()) - HOUR, now - FACTS_MATTER_FOR)
     return db.execute(DISCREPANCIES["beyond_the_facts"], {"tenant_ids": list(past), "since": since, "now": now}).rowcount
+
+
+def note_differences(db: Connection, scopes: Collection[str], found: Sequence[Difference], now: datetime) -> int:
+    """Brings the discrepancies of the scopes that were compared to what was found there: what is new is noted, what is known is told
+    as it stands now, what is gone is settled, and what a person has settled stays settled as long as its figures stay. Returns how
+    many are news. To be called in a transaction."""
+    parameters = {
+        "found": Jsonb([{**vars(one), "details": storable(one.details)[:2000], "window_start": _text(one.window_start)} for one in found]),
+        "scopes": list(scopes),
+        "now": now,
+    }
+    db.execute(DISCREPANCIES["settle_not_found"], parameters)
+    return int((db.execute(DISCREPANCIES["note_differences"], parameters).fetchone() or (0,))[0])
+
+
+def _text(time: datetime | None) -> str | None:
+    return None if time is None else time.isoformat()
 
 
 def open_discrepancies(db: Connection) -> list[OpenDiscrepancy]:

@@ -45,7 +45,7 @@ WITH cleared AS (
     RETURNING id
 ), revoked AS (
     UPDATE billing.usage_report
-    SET state = 'revoked', billed_at = NULL
+    SET state = 'revoked', billed_at = NULL, confirmed_at = NULL
     WHERE id = %(id)s
 )
 SELECT count(*) FROM cleared

@@ -13,12 +13,12 @@ from aiolimiter import AsyncLimiter
 
 from token_billing.adapters import discrepancies, invoiced_periods, sending, subscriptions
 from token_billing.adapters.database import Connection
-from token_billing.adapters.discrepancies import Cause
 from token_billing.adapters.stripe_gateway.events import EventGateway
 from token_billing.adapters.stripe_gateway.objects import told_of_invoice
 from token_billing.linking import Checkout, claimed_tenants
 from token_billing.model import Clock
 from token_billing.periods import InvoicedPeriod
+from token_billing.reconciliation import Cause
 from token_billing.settings import PushSettings
 from token_billing.stages.meter_errors import apply_meter_error
 from token_billing.stages.relink import relink

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from token_billing.adapters import discrepancies, revocation
 from token_billing.adapters.database import Connect, Connection, session
-from token_billing.adapters.discrepancies import Cause
 from token_billing.errors import NotRevocable, ReportsDisagree
 from token_billing.metering import identifier_of_key
 from token_billing.model import Clock
+from token_billing.reconciliation import Cause
 from token_billing.stages.revoke import revoke
 from token_billing.stripe_events import StripeEvent
 

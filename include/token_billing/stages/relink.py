@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 from token_billing.adapters import discrepancies, subscriptions
 from token_billing.adapters.database import Connection
-from token_billing.adapters.discrepancies import Cause
 from token_billing.linking import Link, all_links_of
+from token_billing.reconciliation import Cause
 from token_billing.stripe_events import StripeEvent
 from token_billing.subscriptions import BilledPeriod, Choice, ItemSnapshot, Snapshot, Told, billed_periods, snapshot_of, timeline
 

@@ -8,13 +8,13 @@ from datetime import datetime, timedelta
 
 from token_billing.adapters import catalogue, discrepancies, invoiced_periods, ledger, subscriptions
 from token_billing.adapters.database import Connect, Connection, session
-from token_billing.adapters.discrepancies import Cause
 from token_billing.adapters.stripe_gateway import StripeGateway, StripeTarget
 from token_billing.adapters.stripe_gateway.connection import open_gateway
 from token_billing.adapters.stripe_gateway.events import EventGateway
 from token_billing.errors import BillingError, EventsNotListed, FactsUnknown, StripeRefusesKey, StripeUnavailable
 from token_billing.model import Clock
 from token_billing.periods import InvoicedPeriod
+from token_billing.reconciliation import Cause
 from token_billing.settings import PushSettings
 from token_billing.stages.drain import Drained, Readers, drain
 from token_billing.stages.meter_errors import take_back

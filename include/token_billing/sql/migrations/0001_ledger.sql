@@ -316,7 +316,8 @@ CREATE TRIGGER a_state_follows_from_another
         'sending --> accepted', 'sending --> rejected', 'sending --> unresolved', 'sending --> frozen',
         'unresolved --> sending', 'unresolved --> accepted', 'unresolved --> frozen', 'unresolved --> quarantined',
         'rejected --> accepted',
-        'accepted --> billed', 'accepted --> revoked', 'billed --> revoked', 'revoked --> frozen', 'revoked --> quarantined']))
+        'accepted --> billed', 'accepted --> revoked', 'billed --> revoked', 'revoked --> frozen', 'revoked --> quarantined',
+        'quarantined --> frozen']))
     EXECUTE FUNCTION billing.refuse_change('a report takes no such step; docs/states.md draws those that there are');
 
 -- safeguard: a first attempt belongs to a generation

@@ -1,0 +1,202 @@
+-- What Stripe's meters and invoices say of what was billed, what differs, and what was decided about it.
+
+-- --- Confirmed by Stripe's meters ---------------------------------------------------------------------------------------
+
+-- When reconciliation saw the report in Stripe's summaries; taken back with the report's generation.
+ALTER TABLE billing.usage_report
+    ADD COLUMN confirmed_at timestamptz,
+    ADD CONSTRAINT only_what_counts_is_confirmed CHECK (confirmed_at IS NULL OR state IN ('accepted', 'billed'));
+
+-- What is still to be compared. No column that a push or a marking changes is in it, so those touch no index.
+CREATE INDEX usage_report_unconfirmed ON billing.usage_report (window_start) WHERE confirmed_at IS NULL AND token_count > 0;
+
+-- When a customer's meter was last compared.
+CREATE TABLE billing.meter_reading (
+    customer_id  text NOT NULL CHECK (customer_id <> ''),
+    meter_id     text NOT NULL REFERENCES billing.meter,
+    read_at      timestamptz NOT NULL,
+    PRIMARY KEY (customer_id, meter_id)
+);
+
+-- Hours in which the two differed when they were last compared, and since when: what is to be concluded must have lasted.
+CREATE TABLE billing.meter_difference (
+    customer_id            text NOT NULL CHECK (customer_id <> ''),
+    meter_id               text NOT NULL REFERENCES billing.meter,
+    window_start           timestamptz NOT NULL CHECK (window_start = date_trunc('hour', window_start, 'UTC')),
+    our_token_count        bigint NOT NULL CHECK (our_token_count >= 0),
+    stripe_token_count     bigint NOT NULL,
+    first_seen_at          timestamptz NOT NULL,
+    last_seen_at           timestamptz NOT NULL,
+    PRIMARY KEY (customer_id, meter_id, window_start),
+    CONSTRAINT it_differs CHECK (our_token_count <> stripe_token_count),
+    CONSTRAINT seen_in_order CHECK (first_seen_at <= last_seen_at)
+);
+
+-- --- Discrepancies ------------------------------------------------------------------------------------------------------
+
+-- `scope`: what a comparison looked at as a whole (a customer's meter, an invoice); what it does not find again there has gone away.
+ALTER TABLE billing.discrepancy
+    ADD COLUMN scope           text CHECK (scope <> ''),
+    ADD COLUMN window_start    timestamptz,
+    ADD COLUMN expected_cents  bigint,
+    ADD COLUMN found_cents     bigint,
+    ADD COLUMN currency        text CHECK (currency ~ '^[a-z]{3}$'),
+    ADD CONSTRAINT money_has_a_currency CHECK (currency IS NOT NULL OR (expected_cents IS NULL AND found_cents IS NULL));
+DROP INDEX billing.one_open_discrepancy_per_object_and_cause;
+CREATE UNIQUE INDEX one_open_discrepancy_per_object_and_cause
+    ON billing.discrepancy (cause, coalesce(tenant_id, ''), coalesce(stripe_id, ''), coalesce(window_start, '-infinity'))
+    WHERE report_id IS NULL AND resolved_at IS NULL;
+CREATE INDEX discrepancy_of_scope ON billing.discrepancy (scope) WHERE scope IS NOT NULL;
+
+-- --- Invoices -----------------------------------------------------------------------------------------------------------
+
+-- An invoice as it was last read. `compared_at`: when its lines, final as they are, were last held against our rows.
+CREATE TABLE billing.invoice (
+    invoice_id       text PRIMARY KEY CHECK (invoice_id <> ''),
+    customer_id      text NOT NULL,
+    subscription_id  text,
+    billing_reason   text,
+    status           text NOT NULL CHECK (status IN ('draft', 'open', 'paid', 'uncollectible', 'void')),
+    currency         text NOT NULL CHECK (currency ~ '^[a-z]{3}$'),
+    created_at       timestamptz NOT NULL,
+    finalizes_at     timestamptz,
+    finalized_at     timestamptz,
+    total_cents      bigint NOT NULL,
+    read_at          timestamptz NOT NULL,
+    compared_at      timestamptz,
+    CONSTRAINT only_a_final_invoice_is_compared CHECK (compared_at IS NULL OR status <> 'draft')
+);
+CREATE INDEX invoice_to_compare ON billing.invoice (created_at) WHERE compared_at IS NULL;
+CREATE INDEX invoice_of_subscription ON billing.invoice (subscription_id);
+
+-- Its lines, in their order. Usage and flat lines name an item and a price; a manual one need not.
+CREATE TABLE billing.invoice_line (
+    line_id        text PRIMARY KEY CHECK (line_id <> ''),
+    invoice_id     text NOT NULL REFERENCES billing.invoice,
+    position       integer NOT NULL CHECK (position >= 0),
+    kind           text NOT NULL CHECK (kind IN ('usage', 'flat', 'proration', 'manual')),
+    usage_item_id  text,
+    price_id       text,
+    quantity       bigint NOT NULL,
+    unit_cents     numeric,
+    amount_cents   bigint NOT NULL,
+    currency       text NOT NULL CHECK (currency ~ '^[a-z]{3}$'),
+    period_start   timestamptz NOT NULL,
+    period_end     timestamptz NOT NULL,
+    description    text NOT NULL DEFAULT '',
+    -- The invoice item behind a manual line: one of ours carries the proposal that made it.
+    invoice_item_id  text,
+    proposal_id      bigint,
+    CONSTRAINT one_line_at_a_place UNIQUE (invoice_id, position),
+    CONSTRAINT usage_names_its_item CHECK (kind <> 'usage' OR (usage_item_id IS NOT NULL AND price_id IS NOT NULL)),
+    CONSTRAINT a_line_goes_forward CHECK (period_start <= period_end)
+);
+CREATE INDEX invoice_line_of_item ON billing.invoice_line (usage_item_id, period_start) WHERE usage_item_id IS NOT NULL;
+
+-- What a price's terms were, from when on: Stripe never changes them under an id, and if somebody else did, it shows. The first reading
+-- is the one in billing.price.
+CREATE TABLE billing.price_reading (
+    price_id           text NOT NULL REFERENCES billing.price,
+    read_at            timestamptz NOT NULL,
+    currency           text NOT NULL CHECK (currency ~ '^[a-z]{3}$'),
+    mode               text NOT NULL CHECK (mode IN ('per_unit', 'graduated', 'volume')),
+    tiers              jsonb NOT NULL CHECK (jsonb_array_length(tiers) > 0 AND tiers -> -1 -> 0 = 'null'),
+    package_size       bigint CHECK (package_size > 0),
+    package_rounds_up  boolean,
+    PRIMARY KEY (price_id, read_at)
+);
+
+-- What a comparison found, as a person reads it.
+CREATE TABLE billing.statement (
+    id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    made_at      timestamptz NOT NULL,
+    title        text NOT NULL CHECK (title <> ''),
+    discrepancy_count  integer NOT NULL CHECK (discrepancy_count >= 0),
+    csv          text NOT NULL,
+    html         text NOT NULL
+);
+
+-- --- Closing ------------------------------------------------------------------------------------------------------------
+
+-- Drafts that bill an ended period, from their appearance to what became of them. `planned_for`: when Stripe would have finalised it had
+-- nobody held it, which tells the account's grace.
+CREATE TABLE billing.closing (
+    invoice_id       text PRIMARY KEY CHECK (invoice_id <> ''),
+    subscription_id  text NOT NULL CHECK (subscription_id <> ''),
+    customer_id      text NOT NULL,
+    appeared_at      timestamptz NOT NULL,
+    planned_for      timestamptz,
+    -- Complete or not, it is let go then.
+    release_by       timestamptz NOT NULL,
+    held_until       timestamptz,
+    released_at      timestamptz,
+    released_as      text CHECK (released_as IN ('complete', 'incomplete')),
+    final_at         timestamptz,
+    -- What was missing when it was last looked at, and since when somebody has been told of it.
+    missing          text,
+    told_at          timestamptz,
+    CONSTRAINT released_whole CHECK ((released_at IS NULL) = (released_as IS NULL))
+);
+CREATE INDEX closing_open ON billing.closing (appeared_at) WHERE final_at IS NULL;
+
+-- --- Decisions ----------------------------------------------------------------------------------------------------------
+
+-- Quarantined usage that somebody has seen and lets be, for the time being: an invoice need not wait for it.
+CREATE TABLE billing.acknowledgement (
+    report_id        bigint PRIMARY KEY REFERENCES billing.usage_report,
+    acknowledged_by  text NOT NULL CHECK (btrim(acknowledged_by) <> ''),
+    acknowledged_at  timestamptz NOT NULL,
+    reason           text NOT NULL CHECK (btrim(reason) <> '')
+);
+
+-- What could be done about what differs; nothing of it is done before somebody decides.
+CREATE TABLE billing.proposal (
+    id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    kind           text NOT NULL CHECK (kind IN ('late_usage', 'overbilled', 'resend', 'release')),
+    subject        text NOT NULL CHECK (subject <> ''),
+    tenant_id      text,
+    invoice_id     text,
+    customer_id    text,
+    usage_item_id  text,
+    price_id       text,
+    period_start   timestamptz,
+    period_end     timestamptz,
+    report_ids     bigint[] NOT NULL DEFAULT '{}',
+    token_count    bigint NOT NULL,
+    amount_cents   bigint,
+    currency       text CHECK (currency ~ '^[a-z]{3}$'),
+    evidence       text NOT NULL CHECK (btrim(evidence) <> ''),
+    proposed_at    timestamptz NOT NULL,
+    asked_at       timestamptz,
+    -- Its cause went away before anybody decided.
+    withdrawn_at   timestamptz,
+    decision       text CHECK (decision IN ('invoice_item', 'credit_note', 'write_off', 'resend', 'release', 'declined')),
+    decided_by     text CHECK (btrim(decided_by) <> ''),
+    decided_at     timestamptz,
+    attempt_count  integer NOT NULL DEFAULT 0 CHECK (attempt_count >= 0),
+    attempted_at   timestamptz,
+    applied_at     timestamptz,
+    -- What was made of it at Stripe.
+    stripe_id      text,
+    CONSTRAINT proposal_decided_whole CHECK (
+        (decision IS NULL) = (decided_at IS NULL) AND (decision IS NULL) = (decided_by IS NULL)),
+    CONSTRAINT only_decided_is_applied CHECK (applied_at IS NULL OR (decision IS NOT NULL AND decision <> 'declined')),
+    CONSTRAINT withdrawn_or_decided CHECK (withdrawn_at IS NULL OR decision IS NULL),
+    CONSTRAINT proposed_money_has_a_currency CHECK ((amount_cents IS NULL) = (currency IS NULL))
+);
+CREATE UNIQUE INDEX proposed_once_at_a_time ON billing.proposal (kind, subject) WHERE withdrawn_at IS NULL;
+
+-- Who decided what, and what it changed.
+CREATE TABLE billing.audit (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    action      text NOT NULL CHECK (action <> ''),
+    subject     text NOT NULL CHECK (subject <> ''),
+    decided_by  text NOT NULL CHECK (btrim(decided_by) <> ''),
+    decided_at  timestamptz NOT NULL,
+    before      jsonb NOT NULL,
+    after       jsonb NOT NULL
+);
+
+-- safeguard: an audit row stands
+CREATE TRIGGER an_audit_row_stands BEFORE UPDATE OR DELETE ON billing.audit
+    FOR EACH ROW EXECUTE FUNCTION billing.refuse_change('what was decided is written down for ever');
