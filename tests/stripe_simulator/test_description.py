@@ -38,8 +38,59 @@ def every_route(billing, raw, simulator) -> list[tuple[str, str, dict]]:
     checkout = {"mode": "subscription", "success_url": "https://example.com", "line_items[0][price]": metered}
     bought, abandoned = (raw.post("/v1/checkout/sessions", checkout).body["id"] for _ in range(2))
     simulator.complete_checkout(bought)
+    extra, spare_extra = (raw.post("/v1/invoiceitems", {"customer": customer, "amount": 5, "currency": "usd"}).body["id"] for _ in range(2))
+    by_hand = raw.post("/v1/invoices", {"customer": customer, "currency": "usd"}).body["id"]
+    credited = raw.get(f"/v1/invoices/{unpaid}").body
+    note = raw.post("/v1/credit_notes", {"invoice": uncollectible, "amount": 3}).body["id"]
     event = raw.get("/v1/events").body["data"][0]["id"]
     return [
+        (
+            "POST",
+            "/v1/invoiceitems",
+            {
+                "customer": customer,
+                "subscription": subscription["id"],
+                "currency": "usd",
+                "unit_amount_decimal": "0.5",
+                "quantity": 3,
+                "period[start]": start,
+                "period[end]": start + 60,
+                "metadata[a]": "b",
+                "expand[]": "customer",
+            },
+        ),
+        ("GET", "/v1/invoiceitems", {"customer": customer, "pending": "true"}),
+        ("GET", f"/v1/invoiceitems/{extra}", {}),
+        ("POST", f"/v1/invoiceitems/{extra}", {"amount": 7, "description": "x", "discountable": "false"}),
+        ("DELETE", f"/v1/invoiceitems/{spare_extra}", {}),
+        (
+            "POST",
+            "/v1/invoices",
+            {"customer": customer, "currency": "usd", "pending_invoice_items_behavior": "include", "auto_advance": "true"},
+        ),
+        ("DELETE", f"/v1/invoices/{by_hand}", {}),
+        (
+            "POST",
+            "/v1/credit_notes",
+            {
+                "invoice": unpaid,
+                "lines[0][type]": "invoice_line_item",
+                "lines[0][invoice_line_item]": credited["lines"]["data"][0]["id"],
+                "lines[0][amount]": 5,
+                "lines[1][type]": "custom_line_item",
+                "lines[1][unit_amount_decimal]": "1.5",
+                "lines[1][quantity]": 2,
+                "lines[1][description]": "x",
+                "metadata[a]": "b",
+                "memo": "x",
+                "reason": "duplicate",
+                "expand[]": "invoice",
+            },
+        ),
+        ("GET", "/v1/credit_notes", {"invoice": uncollectible}),
+        ("GET", f"/v1/credit_notes/{note}", {}),
+        ("GET", f"/v1/credit_notes/{note}/lines", {"limit": 1}),
+        ("POST", f"/v1/credit_notes/{note}/void", {}),
         ("GET", "/v1/invoices", {"status": "draft", "expand[]": "data.customer", "created[gte]": start}),
         ("GET", f"/v1/invoices/{draft}", {}),
         ("GET", f"/v1/invoices/{draft}/lines", {"limit": 1}),

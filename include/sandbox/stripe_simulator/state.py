@@ -32,6 +32,10 @@ _ID_SHAPES = {
     "subscription": ("sub_1", 23),
     "subscription_item": ("si_", 14),
     "invoice": ("in_1", 23),
+    "invoice_item": ("ii_1", 23),
+    "credit_note": ("cn_1", 23),
+    "credit_note_line": ("cnli_1", 23),
+    "refund": ("re_1", 23),
     "core_event": ("evt_test_65", 44),
     "event": ("evt_1", 23),
     "webhook_endpoint": ("we_1", 23),
@@ -48,7 +52,7 @@ _NOTICED = ("subscriptions", "invoices", "checkout_sessions", "core_events", "we
 _ADDED_SINCE: Mapping[str, JsonObject] = {
     "subscriptions": {"left_charges": [], "rolled_over_at": None},
     "subscription_items": {"price_since": 0},
-    "invoices": {"marked_uncollectible_at": None, "pause_behavior": None},
+    "invoices": {"edits": [], "marked_uncollectible_at": None, "pause_behavior": None, "starting_balance": 0},
 }
 
 
@@ -74,7 +78,7 @@ class Collection:
     def __init__(self, grouped_by: str | None = None) -> None:
         self._objects: dict[str, JsonObject] = {}
         self._grouped_by = grouped_by
-        self._groups: dict[str, dict[str, None]] = {}
+        self._groups: dict[str | None, dict[str, None]] = {}
 
     def get(self, object_id: str) -> JsonObject | None:
         return self._objects.get(object_id)
@@ -82,7 +86,7 @@ class Collection:
     def newest_first(self) -> Iterator[JsonObject]:
         return reversed(self._objects.values())
 
-    def newest_first_of(self, group: str) -> Iterator[JsonObject]:
+    def newest_first_of(self, group: str | None) -> Iterator[JsonObject]:
         """Only the objects whose `grouped_by` member, which never changes, has this value."""
         return (self._objects[object_id] for object_id in reversed(self._groups.get(group, {})))
 
@@ -129,7 +133,10 @@ class State:
         self.subscriptions = Collection(grouped_by="customer")
         self.subscription_items = Collection()
         self.usage_records = Collection(grouped_by="subscription_item")
+        #: those of no subscription under None
         self.invoices = Collection(grouped_by="subscription")
+        self.invoice_items = Collection(grouped_by="customer")
+        self.credit_notes = Collection(grouped_by="invoice")
         self.core_events = Collection()
         #: ids of the thin events that have been offered to the webhook endpoints
         self.announced = Collection()
@@ -146,6 +153,8 @@ class State:
             "subscription_items": self.subscription_items,
             "usage_records": self.usage_records,
             "invoices": self.invoices,
+            "invoice_items": self.invoice_items,
+            "credit_notes": self.credit_notes,
             "core_events": self.core_events,
             "announced": self.announced,
             "events": self.events,

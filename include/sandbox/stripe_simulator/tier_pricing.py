@@ -70,7 +70,17 @@ def _tier_lines(number: int, tier: JsonObject, quantity: int) -> Iterator[Priced
 def _line(quantity: int, unit_amount: str | None, *, tier: str = "", shown_quantity: int | None = None) -> PricedQuantity:
     unit = Decimal(unit_amount or 0)
     shown = quantity if shown_quantity is None else shown_quantity
-    return PricedQuantity(shown, unit, Decimal(0), _rounded(_EXACT.multiply(Decimal(quantity), unit)), tier)
+    return PricedQuantity(shown, unit, Decimal(0), amount_of(quantity, unit), tier)
+
+
+def amount_of(quantity: int, unit_amount: Decimal) -> int:
+    """So many units at so much each, as a line shows it."""
+    return _rounded(_EXACT.multiply(Decimal(quantity), unit_amount))
+
+
+def share_of(amount: int, part: int, whole: int) -> int:
+    """The part of an amount that belongs to so many seconds of so many."""
+    return _rounded(_EXACT.divide(_EXACT.multiply(Decimal(amount), Decimal(part)), Decimal(whole)))
 
 
 def _rounded(amount: Decimal) -> int:

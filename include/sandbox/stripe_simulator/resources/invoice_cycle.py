@@ -1,4 +1,5 @@
-"""The life of an invoice: made when a subscription begins, renews or is cancelled, finalised, paid, voided; each step with its events.
+"""The life of an invoice: made when a subscription begins, renews or is cancelled, or by hand; finalised, paid, voided; each step with its
+events.
 
 No routes here. Every step is taken at the clock's present, which is the instant that was due where time alone takes it (see
 `passing_time`): what was received after an invoice's finalisation is not on it.
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sandbox.stripe_simulator.resources import events, prices, subscribed_items
+from sandbox.stripe_simulator.resources import events, pending_items, prices, subscribed_items
 from sandbox.stripe_simulator.resources.invoice_lines import lines_at
 from sandbox.stripe_simulator.resources.invoice_rendering import rendered
 from sandbox.stripe_simulator.resources.item_times import charge, period_of, usage_charge
@@ -27,8 +28,8 @@ def open_with_subscription(state: State, subscription: JsonObject) -> None:
 
 
 def renew(state: State, subscription: JsonObject) -> None:
-    """The draft of a period's end, which is now: the usage of that period, what items that lost their price had used, and what is
-    paid in advance for the period that begins. Without any of that there is none."""
+    """The draft of a period's end, which is now: the usage of that period, what items that lost their price had used, what is paid in
+    advance for the period that begins, and invoice items that wait. Without any of that there is none."""
     now = state.clock.now_seconds()
     ended_at = subscription["ended_at"] or subscription["cancel_at"]
     charges = list(subscription["left_charges"])
@@ -43,7 +44,7 @@ def renew(state: State, subscription: JsonObject) -> None:
             charges += [] if used is None else [used]
         elif ended_at is None or ended_at > now:
             charges.append(charge(subscription, item, item["quantity"], *period_of(state, subscription, item, now)))
-    if charges:
+    if charges or _waiting(state, subscription):
         _made(state, subscription, "subscription_cycle", charges, min(starts, default=now))
 
 
@@ -54,14 +55,16 @@ def settle_cancellation(state: State, subscription: JsonObject) -> None:
     now = state.clock.now_seconds()
     used = [usage_charge(state, subscription, item, now) for item in subscribed_items.of(state, subscription)]
     charges = [*subscription["left_charges"], *(one for one in used if one is not None)]
-    if charges:
-        _made(state, subscription, "subscription_update", charges, min(one["start"] for one in charges))
+    if charges or _waiting(state, subscription):
+        _made(state, subscription, "subscription_update", charges, min((one["start"] for one in charges), default=now))
 
 
 def finalized(state: State, invoice: JsonObject, *, pays: bool) -> JsonObject:
     """Fix a draft's lines as they are now. What costs nothing is paid at once, and so is what is charged automatically, if it `pays`:
     no payment ever fails here. One that was made while collection was paused ends as the pause says."""
     lines = lines_at(state, invoice, state.clock.now_ms())
+    total = sum(line["amount"] for line in lines)
+    owner = invoice["subscription"] or invoice["customer"]
     number = sum(1 for one in state.invoices.newest_first_of(invoice["subscription"]) if one["number"] is not None) + 1
     invoice = changed(
         state,
@@ -70,7 +73,8 @@ def finalized(state: State, invoice: JsonObject, *, pays: bool) -> JsonObject:
             "automatically_finalizes_at": None,
             "finalized_at": state.clock.now_seconds(),
             "lines": lines,
-            "number": f"{scrambled(invoice['subscription'], 8).upper()}-{number:04}",
+            "number": f"{scrambled(owner, 8).upper()}-{number:04}",
+            "starting_balance": _used_balance(state, invoice["customer"], total),
             "status": "open",
         },
     )
@@ -79,7 +83,7 @@ def finalized(state: State, invoice: JsonObject, *, pays: bool) -> JsonObject:
         return voided(state, invoice)
     if invoice["pause_behavior"] == "mark_uncollectible":
         return marked_uncollectible(state, invoice)
-    if sum(line["amount"] for line in lines) <= 0 or (pays and invoice["collection_method"] == "charge_automatically"):
+    if total + invoice["starting_balance"] <= 0 or (pays and invoice["collection_method"] == "charge_automatically"):
         return paid(state, invoice)
     return invoice
 
@@ -112,42 +116,97 @@ def changed(state: State, invoice: JsonObject, changes: Mapping[str, Any]) -> Js
     return invoice
 
 
+def made_by_hand(state: State, customer: JsonObject, subscription: JsonObject | None, terms: Mapping[str, Any]) -> JsonObject:
+    """An empty draft, whose `terms` are members of it. It finalises by itself only where they say so."""
+    now = state.clock.now_seconds()
+    owner = customer["id"] if subscription is None else subscription["id"]
+    invoice = _blank(f"{owner}:by hand:{state.next_number('invoice')}", customer["id"], now)
+    invoice |= {"auto_advance": False, "billing_reason": "manual", "period_start": now, **terms}
+    invoice["subscription"] = None if subscription is None else subscription["id"]
+    if invoice["auto_advance"] and invoice["automatically_finalizes_at"] is None:
+        invoice["automatically_finalizes_at"] = now + round(state.settings.invoice_grace_seconds)
+    state.put("invoices", invoice)
+    return invoice
+
+
+def announce_creation(state: State, invoice: JsonObject) -> None:
+    _emit(state, "invoice.created", invoice)
+
+
+def _waiting(state: State, subscription: JsonObject) -> list[JsonObject]:
+    return pending_items.waiting(state, subscription["customer"], subscription["currency"], subscription["id"])
+
+
 def _made(state: State, subscription: JsonObject, billing_reason: str, charges: list[JsonObject], period_start: int) -> JsonObject:
-    """A new draft of now, which finalises after the grace unless collection is paused with the drafts kept; what items that lost their
-    price had used is on it, and is taken off the subscription."""
+    """A new draft of now, which finalises after the grace unless collection is paused with the drafts kept; the invoice items that wait
+    are on it, and what items that lost their price had used, which is taken off the subscription."""
     now = state.clock.now_seconds()
     paused = subscription["pause_collection"] if billing_reason != "subscription_create" else None
     advances = paused is None or paused["behavior"] != "keep_as_draft"
-    invoice: JsonObject = {
-        "id": derived_id("invoice", f"{subscription['id']}:{now}:{billing_reason}"),
+    invoice = {
+        **_blank(f"{subscription['id']}:{now}:{billing_reason}", subscription["customer"], now),
         "auto_advance": advances,
         "automatically_finalizes_at": now + round(state.settings.invoice_grace_seconds) if advances else None,
         "billing_reason": billing_reason,
         "charges": charges,
         "collection_method": subscription["collection_method"],
-        "created": now,
         "currency": subscription["currency"],
-        "customer": subscription["customer"],
         "days_until_due": subscription["days_until_due"],
+        "pause_behavior": None if paused is None else paused["behavior"],
+        "period_start": period_start,
+        "subscription": subscription["id"],
+    }
+    state.put("invoices", invoice)
+    pending_items.put_on(state, _waiting(state, subscription), invoice["id"])
+    if subscription["left_charges"]:
+        state.put("subscriptions", {**subscription, "left_charges": []})
+    announce_creation(state, invoice)
+    return invoice
+
+
+def _blank(identity: str, customer: str, now: int) -> JsonObject:
+    """A draft with nothing on it; its id follows from the identity."""
+    return {
+        "id": derived_id("invoice", identity),
+        "auto_advance": True,
+        "automatically_finalizes_at": None,
+        "billing_reason": "manual",
+        "charges": [],
+        "collection_method": "charge_automatically",
+        "created": now,
+        "currency": "usd",
+        "customer": customer,
+        "days_until_due": None,
         "description": None,
+        "edits": [],
         "finalized_at": None,
         "lines": None,
         "marked_uncollectible_at": None,
         "metadata": {},
         "number": None,
         "paid_at": None,
-        "pause_behavior": None if paused is None else paused["behavior"],
+        "pause_behavior": None,
         "period_end": now,
-        "period_start": period_start,
+        "period_start": now,
+        "starting_balance": 0,
         "status": "draft",
-        "subscription": subscription["id"],
+        "subscription": None,
         "voided_at": None,
     }
-    state.put("invoices", invoice)
-    if subscription["left_charges"]:
-        state.put("subscriptions", {**subscription, "left_charges": []})
-    _emit(state, "invoice.created", invoice)
-    return invoice
+
+
+def _used_balance(state: State, customer_id: str, total: int) -> int:
+    """The customer's balance before an invoice of this total; what a credit does not cover of it is due, what is left of one, and what an
+    invoice of less than nothing gives back, is the balance from now on."""
+    customer = state.customers.get(customer_id)
+    if customer is None or "deleted" in customer:
+        return 0
+    before: int = customer["balance"]
+    if (after := min(before + total, 0)) != before:
+        changed_customer = {**customer, "balance": after}
+        state.put("customers", changed_customer)
+        events.emit_update(state, "customer.updated", customer, changed_customer)
+    return before
 
 
 def _emit(state: State, event_type: str, invoice: JsonObject) -> None:

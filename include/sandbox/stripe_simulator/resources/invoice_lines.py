@@ -1,8 +1,8 @@
-"""What is on an invoice: its charges, rated. The quantities of a draft's usage are those of the moment."""
+"""What is on an invoice: its charges, rated, then its invoice items. The quantities of a draft's usage are those of the moment."""
 
 from __future__ import annotations
 
-from sandbox.stripe_simulator.resources import meter_event_summaries, usage_records
+from sandbox.stripe_simulator.resources import meter_event_summaries, pending_items, prices, usage_records
 from sandbox.stripe_simulator.state import JsonObject, State, scrambled
 from sandbox.stripe_simulator.tier_pricing import priced
 
@@ -21,7 +21,7 @@ def lines_at(state: State, invoice: JsonObject, at_ms: int) -> list[JsonObject]:
             line_id = "il_1" + scrambled(f"{invoice['id']}:{len(lines)}", 23)
             amount = 0 if charge["is_free"] else part.amount
             lines.append(_line(line_id, invoice, charge, price, part.quantity, f"{part.unit_amount:f}", amount, part.tier))
-    return lines
+    return lines + [pending_items.line(item) for item in pending_items.on_invoice(state, invoice)]
 
 
 def _usage(state: State, invoice: JsonObject, charge: JsonObject, price: JsonObject, at_ms: int) -> int:
@@ -65,11 +65,7 @@ def _line(
         },
         "period": {"end": charge["end"], "start": charge["start"]},
         "pretax_credit_amounts": [],
-        "pricing": {
-            "price_details": {"price": price["id"], "product": price["product"]},
-            "type": "price_details",
-            "unit_amount_decimal": unit,
-        },
+        "pricing": prices.pricing(price, unit),
         "quantity": quantity,
         "quantity_decimal": str(quantity),
         "subscription": invoice["subscription"],

@@ -1,4 +1,4 @@
-"""Invoices: /v1/invoices, of subscriptions only, made by their beginning, renewal or cancellation (see `invoice_cycle`)."""
+"""Invoices: /v1/invoices, made by a subscription's beginning, renewal or cancellation (see `invoice_cycle`), or by hand."""
 
 from __future__ import annotations
 
@@ -6,15 +6,64 @@ from collections.abc import Mapping
 from typing import Any
 
 from sandbox.stripe_simulator import errors
-from sandbox.stripe_simulator.endpoint import get, get_list, post
+from sandbox.stripe_simulator.endpoint import delete, get, get_list, post
 from sandbox.stripe_simulator.expansion import Expander
 from sandbox.stripe_simulator.pagination import list_page
-from sandbox.stripe_simulator.params import BOUNDS, Boolean, Integer, OneOf, Params, Text, TextMap, is_within, merged_metadata
-from sandbox.stripe_simulator.resources import events, invoice_cycle, invoice_lines
+from sandbox.stripe_simulator.params import BOUNDS, Boolean, Currency, Integer, OneOf, Params, Text, TextMap, is_within, merged_metadata
+from sandbox.stripe_simulator.resources import events, invoice_cycle, invoice_lines, pending_items, subscription_terms
 from sandbox.stripe_simulator.resources.invoice_rendering import rendered
 from sandbox.stripe_simulator.state import JsonObject, State
 
 _STATUSES = ("draft", "open", "paid", "uncollectible", "void")
+
+
+def create(state: State, params: Params) -> JsonObject:
+    """A draft by hand. What waits for its subscription is on it, or, without one, what waits for the customer, if that is asked for."""
+    if "customer" not in params:
+        raise errors.missing_parameter("customer")
+    customer = state.customers.get(params["customer"])
+    if customer is None or "deleted" in customer:
+        raise errors.no_such("customer", params["customer"], param="customer")
+    subscription = None
+    if "subscription" in params:
+        subscription = state.subscriptions.get(params["subscription"])
+        if subscription is None or subscription["customer"] != customer["id"]:
+            raise errors.no_such("subscription", params["subscription"], param="subscription")
+    currency = params.get("currency") or (subscription or customer)["currency"]
+    if currency is None:
+        raise errors.missing_parameter("currency")
+    taken = []
+    if subscription is not None:
+        taken = pending_items.waiting(state, customer["id"], currency, subscription["id"], also_unbound=False)
+        if not taken:
+            raise errors.refused("Nothing to invoice for subscription", code="invoice_no_subscription_line_items")
+    elif params.get("pending_invoice_items_behavior") == "include":
+        taken = pending_items.waiting(state, customer["id"], currency, None)
+    method = params.get("collection_method", "charge_automatically")
+    terms: dict[str, Any] = {name: params[name] for name in ("auto_advance", "automatically_finalizes_at", "description") if name in params}
+    terms |= {
+        "collection_method": method,
+        "currency": currency,
+        "days_until_due": subscription_terms.days_until_due(method, params.get("days_until_due")),
+        "metadata": merged_metadata({}, params.get("metadata") or {}),
+    }
+    invoice = invoice_cycle.made_by_hand(state, customer, subscription, terms)
+    pending_items.put_on(state, taken, invoice["id"])
+    invoice_cycle.announce_creation(state, invoice)
+    return rendered(state, invoice)
+
+
+def delete_(state: State, params: Params, invoice_id: str) -> JsonObject:
+    """A draft that was made by hand; its items wait again (unverified)."""
+    invoice = _existing(state, invoice_id)
+    _require_status(invoice, "draft", "You can only delete draft invoices.")
+    if invoice["billing_reason"] != "manual":
+        raise errors.refused("You can't delete invoices created by subscriptions.")
+    shown = rendered(state, invoice)
+    pending_items.put_on(state, pending_items.on_invoice(state, invoice), None)
+    invoice_cycle.changed(state, invoice, {"deleted": True, "status": "deleted"})
+    events.emit(state, "invoice.deleted", shown)
+    return {"id": invoice_id, "object": "invoice", "deleted": True}
 
 
 def list_(state: State, params: Params) -> JsonObject:
@@ -23,8 +72,10 @@ def list_(state: State, params: Params) -> JsonObject:
     stored = state.invoices.newest_first() if of_subscription is None else state.invoices.newest_first_of(of_subscription)
 
     def matches(invoice: JsonObject) -> bool:
-        return all(invoice[name] == params[name] for name in ("collection_method", "customer", "status") if name in params) and is_within(
-            invoice["created"], params.get("created")
+        return (
+            "deleted" not in invoice
+            and all(invoice[name] == params[name] for name in ("collection_method", "customer", "status") if name in params)
+            and is_within(invoice["created"], params.get("created"))
         )
 
     return list_page(
@@ -109,7 +160,7 @@ def mark_uncollectible(state: State, params: Params, invoice_id: str) -> JsonObj
 def _existing(state: State, invoice_id: str) -> JsonObject:
     """The invoice named in the path. Raises 404."""
     invoice = state.invoices.get(invoice_id)
-    if invoice is None:
+    if invoice is None or "deleted" in invoice:
         raise errors.no_such("invoice", invoice_id, in_path=True)
     return invoice
 
@@ -127,6 +178,23 @@ def _customer(state: State, invoice: JsonObject) -> JsonObject | None:
 EXPANDERS: Mapping[str, Mapping[str, Expander]] = {"invoice": {"customer": _customer}}
 
 ENDPOINTS = [
+    post(
+        "/v1/invoices",
+        create,
+        {
+            "auto_advance": Boolean(),
+            "automatically_finalizes_at": Integer(minimum=0),
+            "collection_method": OneOf(words=("charge_automatically", "send_invoice")),
+            "currency": Currency(),
+            "customer": Text(),
+            "days_until_due": Integer(minimum=0),
+            "description": Text(max_length=1500),
+            "metadata": TextMap(unsettable=True),
+            "pending_invoice_items_behavior": OneOf(words=("exclude", "include")),
+            "subscription": Text(),
+        },
+    ),
+    delete("/v1/invoices/{invoice}", delete_),
     get_list(
         "/v1/invoices",
         list_,

@@ -169,6 +169,46 @@ def is_metered(state: State, price_id: str) -> bool:
     return price is not None and price["recurring"]["usage_type"] == "metered"
 
 
+def one_off(state: State, currency: str, unit_amount: Decimal, name: str | None) -> JsonObject:
+    """The `pricing` of an amount that was given by hand. Behind it stand a price and a product that nobody can use again, as Stripe makes
+    them (shown by its recorded invoices; that they are inactive, and told of by no event, is unverified)."""
+    from sandbox.stripe_simulator.resources import products  # a price may make its product, a product its price
+
+    product = products.unlisted(state, name or "Invoice item")
+    price: JsonObject = {
+        "id": state.new_id("price"),
+        "object": "price",
+        "active": False,
+        "created": state.clock.now_seconds(),
+        "currency": currency,
+        "custom_unit_amount": None,
+        "livemode": False,
+        "lookup_key": None,
+        "metadata": {},
+        "nickname": None,
+        "product": product["id"],
+        "recurring": None,
+        "tax_behavior": "unspecified",
+        "transform_quantity": None,
+        "type": "one_time",
+        "billing_scheme": "per_unit",
+        "tiers_mode": None,
+        "unit_amount": int(unit_amount) if unit_amount == int(unit_amount) else None,
+        "unit_amount_decimal": f"{unit_amount:f}",
+    }
+    state.put("prices", price)
+    return pricing(price, f"{unit_amount:f}")
+
+
+def pricing(price: JsonObject, unit_amount: str | None) -> JsonObject:
+    """What a line or an item shows of its price."""
+    return {
+        "price_details": {"price": price["id"], "product": price["product"]},
+        "type": "price_details",
+        "unit_amount_decimal": unit_amount,
+    }
+
+
 def _render(price: JsonObject) -> JsonObject:
     """Without `tiers`, which Stripe shows only when they are asked for by `expand[]=tiers`."""
     return {name: value for name, value in price.items() if name != "tiers"}

@@ -71,8 +71,26 @@ def create(state: State, params: Params) -> JsonObject:
     product_id = given.pop("id", None) or state.new_id("product")
     if (taken := state.products.get(product_id)) is not None and "deleted" not in taken:
         raise errors.refused("Product already exists.", "id", "resource_already_exists")
+    product = {**_blank(state, product_id), "metadata": merged_metadata({}, params.get("metadata", {})), **given}
+    state.put("products", product)
+    if (price_data := params.get("default_price_data")) is not None:
+        price = prices.create(state, {**price_data, "product": product_id})
+        product = {**product, "default_price": price["id"]}
+        state.put("products", product)
+    events.emit(state, "product.created", product)
+    return dict(product)
+
+
+def unlisted(state: State, name: str) -> JsonObject:
+    """A product for one use, which nobody is told of."""
+    product = {**_blank(state, state.new_id("product")), "active": False, "name": name}
+    state.put("products", product)
+    return product
+
+
+def _blank(state: State, product_id: str) -> JsonObject:
     now = state.clock.now_seconds()
-    product = {
+    return {
         "id": product_id,
         "object": "product",
         "active": True,
@@ -82,7 +100,7 @@ def create(state: State, params: Params) -> JsonObject:
         "images": [],
         "livemode": False,
         "marketing_features": [],
-        "metadata": merged_metadata({}, params.get("metadata", {})),
+        "metadata": {},
         "name": None,
         "package_dimensions": None,
         "shippable": None,
@@ -91,15 +109,7 @@ def create(state: State, params: Params) -> JsonObject:
         "unit_label": None,
         "updated": now,
         "url": None,
-        **given,
     }
-    state.put("products", product)
-    if (price_data := params.get("default_price_data")) is not None:
-        price = prices.create(state, {**price_data, "product": product_id})
-        product = {**product, "default_price": price["id"]}
-        state.put("products", product)
-    events.emit(state, "product.created", product)
-    return dict(product)
 
 
 def update(state: State, params: Params, product_id: str) -> JsonObject:
