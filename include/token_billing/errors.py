@@ -105,6 +105,10 @@ class EventsNotListed(OperatorNeeded):
     """Stripe does not show its list of events to this key."""
 
 
+class InvoicesNotListed(OperatorNeeded):
+    """Stripe does not show its list of invoices to this key."""
+
+
 class FactsUnknown(OperatorNeeded):
     """It is not known yet which subscriptions began, changed or ended up to the window's end."""
 

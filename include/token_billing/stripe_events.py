@@ -17,7 +17,10 @@ SNAPSHOT_EVENTS = (
     "customer.subscription.deleted",
     "invoice.created",
     "invoice.finalized",
+    "invoice.paid",
     "invoice.payment_succeeded",
+    "invoice.voided",
+    "invoice.marked_uncollectible",
 )
 
 #: Thin events about meter events that Stripe accepted and then did not count.

@@ -69,10 +69,16 @@ CREATE TABLE billing.invoice (
 CREATE INDEX invoice_to_compare ON billing.invoice (created_at) WHERE compared_at IS NULL;
 CREATE INDEX invoice_of_subscription ON billing.invoice (subscription_id);
 
+-- Until when every invoice that Stripe made has been read.
+CREATE TABLE billing.invoice_cursor (
+    only_one      boolean PRIMARY KEY DEFAULT true CHECK (only_one),
+    listed_until  timestamptz NOT NULL
+);
+
 -- Its lines, in their order. Usage and flat lines name an item and a price; a manual one need not.
 CREATE TABLE billing.invoice_line (
-    line_id        text PRIMARY KEY CHECK (line_id <> ''),
-    invoice_id     text NOT NULL REFERENCES billing.invoice,
+    line_id        text NOT NULL CHECK (line_id <> ''),
+    invoice_id     text NOT NULL REFERENCES billing.invoice ON DELETE CASCADE,
     position       integer NOT NULL CHECK (position >= 0),
     kind           text NOT NULL CHECK (kind IN ('usage', 'flat', 'proration', 'manual')),
     usage_item_id  text,
@@ -87,6 +93,7 @@ CREATE TABLE billing.invoice_line (
     -- The invoice item behind a manual line: one of ours carries the proposal that made it.
     invoice_item_id  text,
     proposal_id      bigint,
+    PRIMARY KEY (line_id, invoice_id),
     CONSTRAINT one_line_at_a_place UNIQUE (invoice_id, position),
     CONSTRAINT usage_names_its_item CHECK (kind <> 'usage' OR (usage_item_id IS NOT NULL AND price_id IS NOT NULL)),
     CONSTRAINT a_line_goes_forward CHECK (period_start <= period_end)
