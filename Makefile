@@ -1,14 +1,16 @@
 # Every target sets up what it needs by itself. No account, no Docker; root or not.
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down clean test test-servers test-pooler check lint types imports docs bench bench-webhooks crash kill-points races news mutation lock
+.PHONY: help install demo up down clean test test-servers test-pooler check lint types imports docs bench bench-webhooks crash kill-points races news months mutation lock
 
 RUN := PYTHONPATH=include:plugins .venv/bin/python
 # What `make demo` bills; USAGE=file.csv[.gz] bills that file instead.
 USAGE ?=
 HOURS ?= 24
-TENANTS ?= 40
+# Of `make demo` 40, of `make months` 50.
+TENANTS ?=
 REPEATS ?= 5
 HISTORIES ?= 200
+MONTHS ?= 6
 SEED ?= 1
 SUBJECT ?= product
 # Pairs of places at which a run and the one that heals it are killed; empty is all of them.
@@ -30,7 +32,7 @@ help: ## Show this list
 install: .venv/installed ## Make the virtual environment in .venv
 
 demo: .venv/installed ## Bill 24 hours of 40 tenants, or USAGE=file.csv[.gz], and print the statement
-	@$(RUN) -m sandbox demo $(if $(USAGE),--usage "$(USAGE)") --hours $(HOURS) --tenants $(TENANTS)
+	@$(RUN) -m sandbox demo $(if $(USAGE),--usage "$(USAGE)") --hours $(HOURS) --tenants $(or $(TENANTS),40)
 
 up: .venv/installed ## Start Airflow with the sandbox, usage arriving; prints the URL
 	@$(RUN) -m sandbox up
@@ -76,12 +78,15 @@ crash: RUN := PYTHONPATH=include:plugins:tests:. .venv/bin/python
 crash: .venv/installed ## Random histories: HISTORIES=n SEED=s
 	@$(RUN) -m crash --histories $(HISTORIES) --seed $(SEED) --subject $(SUBJECT) --processes $(PROCESSES)
 
-kill-points races mutation: RUN := PYTHONPATH=include:plugins:tests:. .venv/bin/python
+kill-points races months mutation: RUN := PYTHONPATH=include:plugins:tests:. .venv/bin/python
 kill-points: .venv/installed ## Kill a run everywhere, and the one that heals it: PAIRS=n of each scenario, or all
 	@$(RUN) -m crash.kill_points $(if $(PAIRS),--pairs $(PAIRS))
 
 races: .venv/installed ## Runs at once on one hour, in random schedules: SCHEDULES=n SEED=s
 	@$(RUN) -m crash.races --schedules $(SCHEDULES) --seed $(SEED)
+
+months: .venv/installed ## Months of billing on a virtual clock, planted errors found: MONTHS=n TENANTS=n SEED=s
+	@$(RUN) -m months --months $(MONTHS) --tenants $(or $(TENANTS),50) --seed $(SEED)
 
 news: .venv/installed ## Stripe's news in random orders, repeated and lost: ORDERS=n
 	@NEWS_ORDERS=$(or $(ORDERS),720) $(RUN) -m pytest -n 0 tests/integration/subscriptions/test_news.py

@@ -1,0 +1,206 @@
+"""Months are lived, hour by hour, but for the hours in which nothing is due."""
+
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from random import Random
+
+from crash.network import Network, doors
+from crash.stripe_account import StripeAccount
+from crash.workers import Pool
+from months.customers import Customers
+from months.opening import add_tenants, open_shop
+from months.oracle import Flagged, Truth
+from months.plans import Outage, Plan
+from months.runs import Runs
+from sandbox.kept_in_files import KeptInFiles
+from sandbox.stripe_simulator.process import StripeSimulator
+from token_billing.adapters.stripe_gateway import StripeTarget
+from token_billing.windows import Window
+
+HOUR = timedelta(hours=1)
+
+#: After the last hour of usage every draft of an ended period becomes final, and everything settles.
+SETTLES_WITHIN = timedelta(days=6)
+
+#: What some run still has to come back to: reports on their way, reports that no summary was seen to hold, drafts that are held.
+OPEN = """
+SELECT (SELECT count(*) FROM billing.usage_report WHERE state IN ('frozen', 'sending', 'unresolved', 'accepted'))
+"""
+
+
+class Life:
+    """One world and its months; use it as a context manager."""
+
+    def __init__(self, dsn: str, simulator: StripeSimulator, folder: Path, plan: Plan) -> None:
+        self.plan, self.dsn, self.simulator = plan, dsn, simulator
+        self.figures: Counter[str] = Counter()
+        self.now = self._hour_began = plan.begin
+        self.account = StripeAccount(simulator)
+        self.network = Network(lambda: self.now, self.figures)
+        self.pool = Pool(dsn)
+        self.target = StripeTarget(simulator.api_key, simulator.base_url, sandbox=True, timeout_s=20)
+        #: When a row was recorded, by its tenant and time.
+        self.recorded: dict[tuple[str, datetime], datetime] = {}
+        self._acts, self._calls = list(reversed(plan.acts)), list(reversed(plan.calls))
+        self._ends: dict[str, datetime | None] = {}
+        #: Hours that hold usage and whose run is still to come; whether late usage, or news at Stripe, waits for a run.
+        self._used: dict[datetime, bool] = {}
+        self._left_over = self._news = False
+        self.runs = Runs(
+            self.pool,
+            self.target,
+            KeptInFiles(folder),
+            lambda: self.now,
+            lambda span: self.pass_to(self.now + span),
+            Random(plan.seed),
+            self.figures,
+        )
+
+    def __enter__(self) -> "Life":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.close()
+        self.account.close()
+
+    def live(self) -> None:
+        """From the first day until all is settled."""
+        with doors(lambda: self.network):
+            sold, solo = open_shop(self.simulator, self.account, self.pool.connect, self.target, self.now, ())
+            self.customers = Customers(self.account, sold, solo, self.plan.customer_of, self.figures)
+            add_tenants(self.dsn, self.plan.tenants)
+            hour = self.plan.begin
+            while hour < self.plan.end + SETTLES_WITHIN:
+                if self._is_due(hour, hour + HOUR):
+                    self._hour(Window(hour))
+                hour += HOUR
+            self.pass_to(hour)
+
+    def truth(self) -> Truth:
+        """What was done, for the oracle."""
+        sold = self.customers.sold.values()
+        return Truth(
+            self.customers.record,
+            self.plan.tenants,
+            self.customers.customers,
+            {one.price_id: one.terms for one in sold},
+            {one.event_name: one.price_id for one in sold},
+            self.recorded,
+            self.plan.outages,
+            frozenset(),
+            self.now,
+        )
+
+    def is_called_for(self, flagged: Flagged) -> bool:
+        """Whether what customers do by themselves calls for it: a plan without tokens is told as long as somebody has it."""
+        without_tokens = {act.tenant for act in self.plan.acts if act.kind == "no tokens"}
+        return flagged.cause == "no_metered_item" and flagged.tenant_id in without_tokens
+
+    # --- Time ---------------------------------------------------------------------------------------------------------------
+
+    def pass_to(self, instant: datetime) -> None:
+        """Customers act on the way, each thing at its second; what was recorded by then is there."""
+        while self._acts and self._acts[-1].at <= instant:
+            act = self._acts.pop()
+            self._stand_at(max(act.at, self.now))
+            self.customers.do(act)
+            self._news = True
+            for tenant in self.plan.tenants:
+                self._ends.pop(tenant, None)
+        self._stand_at(instant)
+        self._record()
+
+    def _stand_at(self, instant: datetime) -> None:
+        if instant <= self.now:
+            return
+        if instant - self.now > timedelta(minutes=30):
+            self._let_everything_arrive()
+        self.now = instant
+        self.account.set_clock(instant)
+        outage = self._outage("Stripe")
+        self.network.outage = (outage.kind, outage.until) if outage else None
+
+    def _let_everything_arrive(self) -> None:
+        """No request is under way for so long."""
+        for _, late in self.network.under_way:
+            self.account.deliver(late.path, str(late.body), late.headers)
+        self.network.under_way.clear()
+
+    def _record(self) -> None:
+        rows = []
+        while self._calls and self._calls[-1].recorded_at <= self.now:
+            call = self._calls.pop()
+            rows.append(call)
+            self.recorded[call.tenant, call.at] = self.now
+            hour = call.at.replace(minute=0, second=0, microsecond=0)
+            if hour + HOUR < self.now:
+                self._left_over = True
+            else:
+                self._used[hour] = True
+        if not rows:
+            return
+        self.figures["rows"] += len(rows)
+        self.figures["late rows"] += sum(call.at < self.now - timedelta(hours=2) for call in rows)
+        with self.pool.connect() as db:
+            db.execute(
+                "INSERT INTO token_usage (tenant_id, model, input_tokens, output_tokens, created_at) SELECT tenant, 'm', input, output, at "
+                "FROM unnest(%s::text[], %s::integer[], %s::integer[], %s::timestamptz[]) AS new (tenant, input, output, at)",
+                (
+                    [call.tenant for call in rows],
+                    [call.input_tokens for call in rows],
+                    [call.output_tokens for call in rows],
+                    [call.at for call in rows],
+                ),
+            )
+
+    def _outage(self, of: str) -> Outage | None:
+        return next((one for one in self.plan.outages if one.of == of and one.since <= self.now < one.until), None)
+
+    # --- What is due --------------------------------------------------------------------------------------------------------
+
+    def _is_due(self, start: datetime, end: datetime) -> bool:
+        return bool(
+            (self._acts and self._acts[-1].at < end)
+            or (self._calls and self._calls[-1].recorded_at < end)
+            or any(start <= one < end for one in self._period_ends(start))
+            or any(start <= one.until < end for one in self.plan.outages)
+            or self._anything_open()
+        )
+
+    def _period_ends(self, after: datetime) -> Iterator[datetime]:
+        """The next one of each tenant."""
+        for tenant in self.plan.tenants:
+            known = self._ends.get(tenant)
+            if tenant not in self._ends or (known is not None and known < after):
+                known = self._ends[tenant] = self.customers.next_end(tenant, after - timedelta(seconds=1))
+            if known is not None:
+                yield known
+
+    def _anything_open(self) -> bool:
+        with self.pool.connect() as db:
+            return any(db.execute(OPEN).fetchone() or ())
+
+    # --- An hour of the scheduler's -----------------------------------------------------------------------------------------
+
+    def _hour(self, window: Window) -> None:
+        """The runs that begin in the hour after a window."""
+        self.figures["hours"] += 1
+        self._hour_began = window.end
+        self._news |= any(window.start <= one < window.end for one in self._period_ends(window.start))
+        self.pass_to(window.end)
+        if self._used.pop(window.start, False):
+            if self._is_up(1.5):
+                self.runs.report_usage(window)
+            else:
+                self._left_over = True
+        if self._news and self._is_up(5):
+            self._news = not self.runs.sync_subscriptions()
+        if (self._left_over or self._anything_open()) and self._is_up(30):
+            self._left_over = not self.runs.report_late_usage()
+
+    def _is_up(self, minute: float) -> bool:
+        """So long after the hour began; whether the scheduler runs then."""
+        self.pass_to(self._hour_began + timedelta(minutes=minute))
+        return self._outage("scheduler") is None

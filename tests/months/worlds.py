@@ -1,0 +1,63 @@
+"""Worlds lived and judged, each in a database and a simulator of its own: a clean one, and one in which errors are planted."""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal, NamedTuple
+
+import psycopg
+
+from months import oracle
+from months.life import Life
+from months.planner import BEGIN, make_plan
+from months.result import Result
+from sandbox.postgres import PostgresServer
+from sandbox.services import prepare_billing_database
+from sandbox.stripe_simulator.process import StripeSimulator
+
+Kind = Literal["clean", "planted"]
+
+
+class World(NamedTuple):
+    """What is to be lived. `active`: the share of hours that hold usage of anybody."""
+
+    kind: Kind
+    months: int
+    tenants: int
+    seed: int
+    active: float = 0.22
+
+
+def lived(world: World, dsn: str, simulator: StripeSimulator) -> Result:
+    """The world's months in an adopted database, judged."""
+    result = Result(world.kind, world.seed)
+    began = time.monotonic()
+    plan = make_plan(world.seed, world.months, world.tenants, active=world.active)
+    with TemporaryDirectory(prefix="months-") as folder, Life(dsn, simulator, Path(folder), plan) as life:
+        life.live()
+        with psycopg.connect(dsn) as db:
+            judgement = oracle.judge(db, life.account, life.truth())
+            flagged = oracle.flagged(db)
+        result.figures = life.figures + judgement.figures
+        result.problems = [*life.runs.problems, *judgement.problems, *(str(one) for one in flagged if not life.is_called_for(one))]
+    result.seconds = time.monotonic() - began
+    return result
+
+
+def lived_in_parallel(worlds: Sequence[World], postgres: PostgresServer) -> list[Result]:
+    """Each in a process of its own."""
+    places = []
+    for number in range(len(worlds)):
+        dsn = postgres.recreate_database(f"months_{number}")
+        prepare_billing_database(dsn, lambda: BEGIN)
+        places.append(dsn)
+    with ProcessPoolExecutor(len(worlds), get_context("spawn")) as processes:
+        return list(processes.map(_live, worlds, places))
+
+
+def _live(world: World, dsn: str) -> Result:
+    with StripeSimulator.start() as simulator:
+        return lived(world, dsn, simulator)
