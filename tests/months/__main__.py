@@ -64,8 +64,8 @@ def _tell(result: "Result") -> None:
     figures = result.figures
     console.print(
         f"{result.world}: {figures['rows']:,} rows, {figures['tokens of rows']:,} tokens, {figures['final invoices']:,} final "
-        f"invoices with {figures['metered lines']:,} metered lines, {figures['charges explained to the cent']:,} charges explained to the cent, "
-        f"{len(result.problems):,} problems, {result.seconds:.0f} s",
+        f"invoices with {figures['metered lines']:,} metered lines, {figures['charges explained to the cent']:,} charges explained to the "
+        f"cent, {len(result.problems):,} problems, {result.seconds:.0f} s",
         style="bold red" if result.problems else "bold green",
     )
 
