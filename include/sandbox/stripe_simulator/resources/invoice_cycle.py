@@ -10,20 +10,33 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sandbox.stripe_simulator.params import Params
 from sandbox.stripe_simulator.resources import events, pending_items, prices, subscribed_items
 from sandbox.stripe_simulator.resources.invoice_lines import lines_at
 from sandbox.stripe_simulator.resources.invoice_rendering import rendered
-from sandbox.stripe_simulator.resources.item_times import charge, period_of, usage_charge
+from sandbox.stripe_simulator.resources.item_times import charge, period_of, usage_charge, whole_period_seconds
 from sandbox.stripe_simulator.state import JsonObject, State, derived_id, scrambled
 
 
-def open_with_subscription(state: State, subscription: JsonObject) -> None:
-    """The first invoice: what is paid in advance, and usage of zero (its being there at all is unverified). Final at once."""
+def open_with_subscription(state: State, subscription: JsonObject, *, prorates: bool) -> None:
+    """The first invoice: what is paid in advance, and usage of zero (its being there at all is unverified). Final at once.
+
+    Before a first anchor, only the part of a period that is left until then is paid; nothing where nothing is prorated.
+    """
     now = state.clock.now_seconds()
     charges = []
     for item in subscribed_items.of(state, subscription):
-        quantity = 0 if prices.is_metered(state, item["price"]) else item["quantity"]
-        charges.append(charge(subscription, item, quantity, *period_of(state, subscription, item, now)))
+        start, end = period_of(state, subscription, item, now)
+        if prices.is_metered(state, item["price"]):
+            charges.append(charge(subscription, item, 0, start, end))
+            continue
+        paid_ahead = charge(subscription, item, item["quantity"], start, end)
+        whole = whole_period_seconds(subscription, prices.named(state, item["price"], "price"), now)
+        if end - start < whole and not paid_ahead["is_free"]:
+            if not prorates:
+                continue
+            paid_ahead["share"] = [end - start, whole]
+        charges.append(paid_ahead)
     finalized(state, _made(state, subscription, "subscription_create", charges, now), pays=True)
 
 
@@ -57,6 +70,17 @@ def settle_cancellation(state: State, subscription: JsonObject) -> None:
     charges = [*subscription["left_charges"], *(one for one in used if one is not None)]
     if charges or _waiting(state, subscription):
         _made(state, subscription, "subscription_update", charges, min((one["start"] for one in charges), default=now))
+
+
+def invoice_change(state: State, subscription_id: str, params: Params) -> None:
+    """With `proration_behavior=always_invoice`, invoice at once what waits for the subscription, its prorations above all. What metered
+    items used at a price that they lost is left to the invoice of the period's end (unverified)."""
+    subscription = state.subscriptions.get(subscription_id)
+    assert subscription is not None, "it has just been changed"
+    if params.get("proration_behavior") == "always_invoice" and _waiting(state, subscription):
+        draft = _made(state, subscription, "subscription_update", [], state.clock.now_seconds(), takes_left_charges=False)
+        if draft["auto_advance"]:
+            finalized(state, draft, pays=True)
 
 
 def finalized(state: State, invoice: JsonObject, *, pays: bool) -> JsonObject:
@@ -137,14 +161,25 @@ def _waiting(state: State, subscription: JsonObject) -> list[JsonObject]:
     return pending_items.waiting(state, subscription["customer"], subscription["currency"], subscription["id"])
 
 
-def _made(state: State, subscription: JsonObject, billing_reason: str, charges: list[JsonObject], period_start: int) -> JsonObject:
+def _made(
+    state: State,
+    subscription: JsonObject,
+    billing_reason: str,
+    charges: list[JsonObject],
+    period_start: int,
+    *,
+    takes_left_charges: bool = True,
+) -> JsonObject:
     """A new draft of now, which finalises after the grace unless collection is paused with the drafts kept; the invoice items that wait
     are on it, and what items that lost their price had used, which is taken off the subscription."""
     now = state.clock.now_seconds()
     paused = subscription["pause_collection"] if billing_reason != "subscription_create" else None
     advances = paused is None or paused["behavior"] != "keep_as_draft"
+    identity = f"{subscription['id']}:{now}:{billing_reason}"
+    while state.invoices.get(derived_id("invoice", identity)) is not None:  # a second one of the same second
+        identity += ":again"
     invoice = {
-        **_blank(f"{subscription['id']}:{now}:{billing_reason}", subscription["customer"], now),
+        **_blank(identity, subscription["customer"], now),
         "auto_advance": advances,
         "automatically_finalizes_at": now + round(state.settings.invoice_grace_seconds) if advances else None,
         "billing_reason": billing_reason,
@@ -158,7 +193,7 @@ def _made(state: State, subscription: JsonObject, billing_reason: str, charges: 
     }
     state.put("invoices", invoice)
     pending_items.put_on(state, _waiting(state, subscription), invoice["id"])
-    if subscription["left_charges"]:
+    if takes_left_charges and subscription["left_charges"]:
         state.put("subscriptions", {**subscription, "left_charges": []})
     announce_creation(state, invoice)
     return invoice

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sandbox.stripe_simulator.resources import meter_event_summaries, pending_items, prices, usage_records
 from sandbox.stripe_simulator.state import JsonObject, State, scrambled
-from sandbox.stripe_simulator.tier_pricing import priced
+from sandbox.stripe_simulator.tier_pricing import priced, share_of
 
 
 def lines_at(state: State, invoice: JsonObject, at_ms: int) -> list[JsonObject]:
@@ -20,6 +20,8 @@ def lines_at(state: State, invoice: JsonObject, at_ms: int) -> list[JsonObject]:
         for part in priced(price, quantity):
             line_id = "il_1" + scrambled(f"{invoice['id']}:{len(lines)}", 23)
             amount = 0 if charge["is_free"] else part.amount
+            if "share" in charge:
+                amount = share_of(amount, *charge["share"])
             lines.append(_line(line_id, invoice, charge, price, part.quantity, f"{part.unit_amount:f}", amount, part.tier))
     return lines + [pending_items.line(item) for item in pending_items.on_invoice(state, invoice)]
 
@@ -56,7 +58,7 @@ def _line(
             "invoice_item_details": None,
             "subscription_item_details": {
                 "invoice_item": None,
-                "proration": False,
+                "proration": "share" in charge,
                 "proration_details": None,
                 "subscription": invoice["subscription"],
                 "subscription_item": charge["item"],

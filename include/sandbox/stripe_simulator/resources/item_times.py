@@ -35,6 +35,17 @@ def current_period(subscription: JsonObject, price: JsonObject, now: int) -> tup
     return max(start, subscription["start_date"]), end
 
 
+def whole_period_seconds(subscription: JsonObject, price: JsonObject, moment: int) -> int:
+    """How long the billing period around a moment is, or would be, had the subscription not begun in the midst of it."""
+    start, end = period_containing(
+        moment,
+        anchor=subscription["billing_cycle_anchor"],
+        interval=price["recurring"]["interval"],
+        interval_count=price["recurring"]["interval_count"],
+    )
+    return end - start
+
+
 def period_of(state: State, subscription: JsonObject, item: JsonObject, moment: int) -> tuple[int, int]:
     return current_period(subscription, prices.rendered(state, item["price"]), moment)
 

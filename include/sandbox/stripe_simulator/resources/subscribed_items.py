@@ -7,10 +7,10 @@ from typing import Any
 
 from sandbox.stripe_simulator import errors
 from sandbox.stripe_simulator.params import Integer, Kind, OneOf, Params, Text, merged_metadata
-from sandbox.stripe_simulator.resources import item_times, prices
+from sandbox.stripe_simulator.resources import item_times, prices, prorations
 from sandbox.stripe_simulator.state import JsonObject, State
 
-#: Nothing is prorated, and no invoice is made by a change. `proration_behavior=none` drops the usage of a price that goes.
+#: See `prorations`; `proration_behavior=none` also drops the usage of a price that goes.
 PRORATION: Mapping[str, Kind] = {
     "payment_behavior": OneOf(words=("allow_incomplete", "default_incomplete", "error_if_incomplete", "pending_if_incomplete")),
     "proration_behavior": OneOf(words=("always_invoice", "create_prorations", "none")),
@@ -28,7 +28,7 @@ def of(state: State, subscription: JsonObject) -> list[JsonObject]:
 
 def added(state: State, subscription: JsonObject, given: Params, name: str, *, since: int) -> JsonObject:
     """Store a new item on a stored subscription, which bills usage from an instant on; `name` is where the caller wrote it (`items[0]`),
-    for the refusals."""
+    for the refusals. What it costs until its period ends is the caller's matter."""
     price_param = f"{name}[price]" if name else "price"
     if "price" not in given:
         raise errors.missing_parameter(price_param)
@@ -55,7 +55,8 @@ def added(state: State, subscription: JsonObject, given: Params, name: str, *, s
 
 
 def changed(state: State, item: JsonObject, given: Params, name: str) -> JsonObject:
-    """Store a changed item: another price, quantity or metadata. What it used at the price it loses stays to be billed."""
+    """Store a changed item: another price, quantity or metadata. What it used at the price it loses stays to be billed, and what was paid
+    in advance is prorated."""
     subscription = state.subscriptions.get(item["subscription"])
     assert subscription is not None, f"{item['id']} belongs to a subscription"
     price_id = item["price"]
@@ -67,18 +68,22 @@ def changed(state: State, item: JsonObject, given: Params, name: str) -> JsonObj
     if price_id != item["price"]:
         item_times.leave_price(state, subscription["id"], item, given)
         kept["price_since"] = state.clock.now_seconds()
-    item = {**kept, "price": price_id, **_quantity(price, given, before)}
+    before_item, item = item, {**kept, "price": price_id, **_quantity(price, given, before)}
     if "metadata" in given:
         item["metadata"] = merged_metadata(item["metadata"], given["metadata"])
     state.put("subscription_items", item)
+    if (price_id, item.get("quantity")) != (before_item["price"], before_item.get("quantity")):
+        prorations.credit_unused(state, subscription, before_item, given)
+        prorations.charge_remaining(state, subscription, item, given)
     return item
 
 
 def removed(state: State, item: JsonObject, given: Params) -> None:
-    """Take an item off its subscription. What it used stays to be billed."""
+    """Take an item off its subscription. What it used stays to be billed, and what was paid in advance and not used is given back."""
     item_times.leave_price(state, item["subscription"], item, given)
     subscription = state.subscriptions.get(item["subscription"])
     assert subscription is not None, f"{item['id']} belongs to a subscription"
+    prorations.credit_unused(state, subscription, item, given)
     state.put("subscription_items", {**item, "deleted": True})
     state.put("subscriptions", {**subscription, "items": [one for one in subscription["items"] if one != item["id"]]})
 

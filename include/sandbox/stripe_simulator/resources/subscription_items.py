@@ -6,7 +6,7 @@ from sandbox.stripe_simulator import errors
 from sandbox.stripe_simulator.endpoint import delete, get, get_list, post
 from sandbox.stripe_simulator.pagination import list_page
 from sandbox.stripe_simulator.params import Boolean, Params, Text, TextMap
-from sandbox.stripe_simulator.resources import subscription_rendering
+from sandbox.stripe_simulator.resources import invoice_cycle, prorations, subscription_rendering
 from sandbox.stripe_simulator.resources.subscribed_items import PRORATION, WRITABLE, added, changed, no_items_left, of, removed, rendered
 from sandbox.stripe_simulator.state import JsonObject, State
 
@@ -15,6 +15,8 @@ def create(state: State, params: Params) -> JsonObject:
     subscription = _open_subscription(state, params["subscription"], "subscription")
     with subscription_rendering.announced(state, subscription["id"]):
         item = added(state, subscription, params, "", since=state.clock.now_seconds())
+        prorations.charge_remaining(state, subscription, item, params)
+        invoice_cycle.invoice_change(state, subscription["id"], params)
     return rendered(state, subscription, item)
 
 
@@ -23,6 +25,7 @@ def update(state: State, params: Params, item_id: str) -> JsonObject:
     subscription = _open_subscription(state, item["subscription"], "item")
     with subscription_rendering.announced(state, subscription["id"]):
         item = changed(state, item, params, "")
+        invoice_cycle.invoice_change(state, subscription["id"], params)
     return rendered(state, subscription, item)
 
 
@@ -53,6 +56,7 @@ def delete_(state: State, params: Params, item_id: str) -> JsonObject:
         raise no_items_left()
     with subscription_rendering.announced(state, subscription["id"]):
         removed(state, item, params)
+        invoice_cycle.invoice_change(state, subscription["id"], params)
     return {"id": item_id, "object": "subscription_item", "deleted": True}
 
 

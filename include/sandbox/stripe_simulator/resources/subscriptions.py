@@ -1,4 +1,4 @@
-"""Subscriptions: /v1/subscriptions. Paid without fail; a change is never prorated. What time alone does to one is `passing_time`'s.
+"""Subscriptions: /v1/subscriptions. Paid without fail, changes prorated (`prorations`). What time alone does to one is `passing_time`'s.
 
 Every change by a request is one `customer.subscription.updated` (or `.deleted`), with what it shows before and after.
 """
@@ -36,6 +36,7 @@ from sandbox.stripe_simulator.resources import (
     invoice_rendering,
     item_times,
     prices,
+    prorations,
     subscribed_items,
     subscription_terms,
 )
@@ -205,7 +206,7 @@ def create(state: State, params: Params) -> JsonObject:
         state.put("customers", with_currency)
         events.emit_update(state, "customer.updated", customer, with_currency)
     events.emit(state, "customer.subscription.created", rendered(state, stored(state, subscription_id)))
-    invoice_cycle.open_with_subscription(state, stored(state, subscription_id))
+    invoice_cycle.open_with_subscription(state, stored(state, subscription_id), prorates=params.get("proration_behavior") != "none")
     return rendered(state, stored(state, subscription_id))
 
 
@@ -216,6 +217,7 @@ def update(state: State, params: Params, subscription_id: str) -> JsonObject:
         raise errors.refused("A canceled subscription can only update its cancellation_details and metadata.")
     with announced(state, subscription_id):
         _change(state, subscription, params, now)
+        invoice_cycle.invoice_change(state, subscription_id, params)
     return rendered(state, stored(state, subscription_id))
 
 
@@ -234,6 +236,7 @@ def _change(state: State, subscription: JsonObject, params: Params, now: int) ->
         paused = params["pause_collection"]
         changed["pause_collection"] = None if paused is None else {"resumes_at": None, **paused}
     if params.get("billing_cycle_anchor") == "now":
+        _credit_unused(state, subscription_id, params)
         changed["billing_cycle_anchor"] = now
     if "trial_end" in params:
         trial_end = subscription_terms.trial_end(params, now)
@@ -241,6 +244,7 @@ def _change(state: State, subscription: JsonObject, params: Params, now: int) ->
             trial_start = subscription["trial_start"]
             if status_at(subscription, now) != "trialing":
                 trial_start = now
+                _credit_unused(state, subscription_id, params)
                 for item in subscribed_items.of(state, stored(state, subscription_id)):  # what came before it is not free
                     item_times.leave_price(state, subscription_id, item, params)
             changed |= {"trial_end": trial_end, "trial_start": trial_start, "billing_cycle_anchor": trial_end}
@@ -297,12 +301,14 @@ def list_(state: State, params: Params) -> JsonObject:
 def cancel(state: State, params: Params, subscription_id: str) -> JsonObject:
     """At once. A subscription that is canceled already is not there to cancel.
 
-    Its usage so far is invoiced with `invoice_now`, else dropped.
+    Its usage so far is invoiced with `invoice_now`, else dropped; what was paid in advance is given back with `prorate`.
     """
     subscription = _existing(state, subscription_id)
     now = state.clock.now_seconds()
     if status_at(subscription, now) == "canceled":
         raise errors.no_such("subscription", subscription_id, in_path=True)
+    if params.get("prorate"):
+        _credit_unused(state, subscription_id, {})
     details = {**subscription["cancellation_details"], **params.get("cancellation_details", {}), "reason": "cancellation_requested"}
     _put(state, subscription, {"canceled_at": now, "ended_at": now, "cancellation_details": details})
     if params.get("invoice_now"):
@@ -347,11 +353,12 @@ def _put(state: State, subscription: JsonObject, changed: Mapping[str, Any]) -> 
 
 
 def _change_items(state: State, subscription_id: str, params: Params) -> None:
-    terms = {name: params[name] for name in ("proration_behavior",) if name in params}
+    terms: Params = {name: params[name] for name in ("proration_behavior", "proration_date") if name in params}
     for index, change in enumerate(params.get("items", [])):
         name = f"items[{index}]"
         if "id" not in change:
-            subscribed_items.added(state, stored(state, subscription_id), change, name, since=state.clock.now_seconds())
+            added = subscribed_items.added(state, stored(state, subscription_id), change, name, since=state.clock.now_seconds())
+            prorations.charge_remaining(state, stored(state, subscription_id), added, terms)
             continue
         item = state.subscription_items.get(change["id"])
         if item is None or "deleted" in item or item["subscription"] != subscription_id:
@@ -362,6 +369,12 @@ def _change_items(state: State, subscription_id: str, params: Params) -> None:
             subscribed_items.changed(state, item, {**terms, **change}, name)
     if not subscribed_items.of(state, stored(state, subscription_id)):
         raise subscribed_items.no_items_left()
+
+
+def _credit_unused(state: State, subscription_id: str, params: Params) -> None:
+    """Give back what was paid in advance for the time after now: the period ends here."""
+    subscription = stored(state, subscription_id)
+    prorations.credit_all_unused(state, subscription, subscribed_items.of(state, subscription), params)
 
 
 def _check_anchor(state: State, subscription_id: str, now: int) -> None:
