@@ -1,6 +1,7 @@
 """A stand-in for Stripe on one machine: usage-based billing, answered like Stripe would, held to Stripe's own API description.
 
-It breaks on demand: connections, answers, delays and second thoughts about meter events, one by one or by a seed (`faults`).
+It breaks on demand: connections, answers, delays and second thoughts about meter events, one by one or by a seed (`faults`); and what
+it holds can be made wrong in silence (`plant_control`).
 
 It runs as a process of its own (`python -m sandbox.stripe_simulator`), keeps its own clock, and can be killed at any instant
 without forgetting what it has answered (`--state-dir`). Start one from Python with `process.StripeSimulator`.
@@ -16,7 +17,8 @@ Layers, each importing only those above it:
                                                      and what time alone does is in `passing_time`
     webhook_courier, timekeeping                     posts events, and keeps the state up with its clock
     recording, broken_connection, delayed_delivery,
-    gateway, webhook_control, control, application   HTTP
+    gateway, webhook_control, plant_control,
+    control, application                             HTTP
     __main__, process                                the process, and how others start it
 
 What Stripe does that nobody here has seen on a live account is marked "unverified" where it is decided.

@@ -20,6 +20,7 @@ from sandbox.stripe_simulator.errors import StripeError
 from sandbox.stripe_simulator.faults import BadFault, parse_script, parse_seeded
 from sandbox.stripe_simulator.gateway import Gateway
 from sandbox.stripe_simulator.meter_event_log import MeterEvent
+from sandbox.stripe_simulator.plant_control import BadPlant, PlantControl
 from sandbox.stripe_simulator.resources import core_events, usage_records
 from sandbox.stripe_simulator.state import State
 from sandbox.stripe_simulator.webhook_control import WebhookControl
@@ -62,6 +63,7 @@ class Control:
             ("POST", "/simulator/faults/clear", self._answering(self._clear_faults)),
             ("POST", "/simulator/faults/release", self._answering(self._release_delayed)),
             *((method, path, self._answering(work)) for method, path, work in WebhookControl(self._state, self._timekeeper).routes()),
+            *((method, path, self._answering(work)) for method, path, work in PlantControl(self._state, self._timekeeper).routes()),
         ]
 
     def _answering(self, work: Work) -> Callable[[Request], Awaitable[Response]]:
@@ -69,7 +71,7 @@ class Control:
             try:
                 result = work(_parsed(await request.body()))
                 return JSONResponse(result if isinstance(result, dict) else await result)
-            except (BadControlRequest, BadFault, BadWebhookSettings, ClockRefusal, StripeError) as error:
+            except (BadControlRequest, BadFault, BadPlant, BadWebhookSettings, ClockRefusal, StripeError) as error:
                 return JSONResponse({"error": str(error)}, 400)
 
         return answer

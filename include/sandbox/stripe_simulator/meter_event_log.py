@@ -203,6 +203,15 @@ class MeterEventLog:
             self._minutes_of[event.meter, event.customer].remove(event)
         event.error_code = error_code
 
+    def alter(self, number: int, value: str, timestamp: int) -> None:
+        """Count this event, which counts, with another value or at another time (seconds since 1970)."""
+        event = self._events[number - 1]
+        assert event.customer is not None, "what counts has a customer"
+        minutes = self._minutes_of[event.meter, event.customer]
+        minutes.remove(event)
+        event.value, event.timestamp = sys.intern(value), timestamp
+        minutes.add(event)
+
     def counting(self, meter: str, customer: str, start: int, end: int) -> Iterator[MeterEvent]:
         """The accepted events of one customer and meter with event time in [start, end), ordered by minute, then by receipt."""
         minutes = self._minutes_of.get((meter, customer))

@@ -225,6 +225,55 @@ class StripeSimulator:
         body = {"identifiers": list(identifiers), "error_code": error_code}
         return [str(event_id) for event_id in self._call("POST", "/simulator/meter_events/disown", body)["events"]]
 
+    def lose_event(self, identifier: str) -> None:
+        """Let an accepted event not count after all, and tell nobody; it is listed as rejected, "lost_in_silence"."""
+        self._plant("lose_event", identifier=identifier)
+
+    def double_event(self, identifier: str) -> str:
+        """Count the same customer, time and value once more, received now; returns the second event's identifier."""
+        return str(self._plant("double_event", identifier=identifier)["identifier"])
+
+    def change_event(self, identifier: str, *, value: int | None = None, at: datetime | None = None) -> None:
+        """Let an accepted event count another value, or at another time."""
+        timestamp = None if at is None else milliseconds(at) // 1000
+        self._plant("change_event", identifier=identifier, value=value, timestamp=timestamp)
+
+    def edit_price(
+        self, price: str, *, unit_amount_decimal: str | None = None, tiers: Sequence[Mapping[str, Any]] | None = None
+    ) -> dict[str, Any]:
+        """Other amounts under the same id, as in a new price: `[{"up_to": 10, "unit_amount_decimal": "0.5"}, {"up_to": "inf", …}]`."""
+        return self._plant("edit_price", price=price, unit_amount_decimal=unit_amount_decimal, tiers=tiers)
+
+    def shift_period(self, invoice: str, seconds: int, line: str | None = None) -> dict[str, Any]:
+        """Let a line, or every metered one, of an invoice be of a time so much later; returns the invoice, as all of these do."""
+        return self._plant("shift_period", invoice=invoice, seconds=seconds, line=line)
+
+    def change_line(
+        self, invoice: str, line: str | None = None, *, quantity: int | None = None, amount: int | None = None, price: str | None = None
+    ) -> dict[str, Any]:
+        """Change just these of a line, or of the metered line of most units."""
+        return self._plant("change_line", invoice=invoice, line=line, quantity=quantity, amount=amount, price=price)
+
+    def change_currency(self, invoice: str, currency: str) -> dict[str, Any]:
+        """The same numbers in another currency."""
+        return self._plant("change_currency", invoice=invoice, currency=currency)
+
+    def drop_line(self, invoice: str, line: str | None = None) -> dict[str, Any]:
+        """Take a line, or the metered line of most units, off an invoice."""
+        return self._plant("drop_line", invoice=invoice, line=line)
+
+    def add_line(self, invoice: str, amount: int, description: str = "Added by hand") -> dict[str, Any]:
+        """Add an invoice item by hand, also to an invoice that is final."""
+        return self._plant("add_line", invoice=invoice, amount=amount, description=description)
+
+    def double_usage(self, invoice: str, line: str | None = None) -> dict[str, Any]:
+        """Bill the usage of a line's item, or of the metered line of most units, twice on one invoice."""
+        return self._plant("double_usage", invoice=invoice, line=line)
+
+    def _plant(self, what: str, **given: Any) -> dict[str, Any]:
+        body = {name: value for name, value in given.items() if value is not None}
+        return self._call("POST", f"/simulator/plant/{what}", body)
+
     def complete_checkout(self, session_id: str) -> dict[str, Any]:
         """Let the customer pay; returns the completed session. Raises SimulatorFailed when it is not open."""
         return self._call("POST", "/simulator/checkout/complete", {"session": session_id})

@@ -253,6 +253,11 @@ class State:
         self.meter_events.disown(number, error_code)
         self._changes.append(["disown", number, error_code])
 
+    def alter_meter_event(self, number: int, value: str, timestamp: int) -> None:
+        """Let the nth event received count otherwise. To be committed by the caller."""
+        self.meter_events.alter(number, value, timestamp)
+        self._changes.append(["alter", number, value, timestamp])
+
     def change_settings(self, **changed: float) -> None:
         self.settings = replace(self.settings, **changed)
         self._changes.append(["settings", asdict(self.settings)])
@@ -286,6 +291,8 @@ class State:
                 self.meter_events.cancel(identifier, at_ms)
             case ["disown", number, error_code]:
                 self.meter_events.disown(number, error_code)
+            case ["alter", number, value, timestamp]:
+                self.meter_events.alter(number, value, timestamp)
             case ["clock", frozen_at_ms]:
                 self.clock.setting = ClockSetting(frozen_at_ms)
             case ["settings", settings]:

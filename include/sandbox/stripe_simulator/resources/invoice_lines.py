@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sandbox.stripe_simulator.resources import meter_event_summaries, pending_items, prices, usage_records
+from sandbox.stripe_simulator.resources import meter_event_summaries, pending_items, planted_lines, prices, usage_records
 from sandbox.stripe_simulator.state import JsonObject, State, scrambled
 from sandbox.stripe_simulator.tier_pricing import priced, share_of
 
@@ -23,7 +23,10 @@ def lines_at(state: State, invoice: JsonObject, at_ms: int) -> list[JsonObject]:
             if "share" in charge:
                 amount = share_of(amount, *charge["share"])
             lines.append(_line(line_id, invoice, charge, price, part.quantity, f"{part.unit_amount:f}", amount, part.tier))
-    return lines + [pending_items.line(item) for item in pending_items.on_invoice(state, invoice)]
+    lines += [pending_items.line(item) for item in pending_items.on_invoice(state, invoice)]
+    for edit in invoice["edits"]:
+        lines = planted_lines.edited(state, lines, edit)
+    return lines
 
 
 def _usage(state: State, invoice: JsonObject, charge: JsonObject, price: JsonObject, at_ms: int) -> int:

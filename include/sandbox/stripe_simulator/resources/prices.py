@@ -200,6 +200,22 @@ def one_off(state: State, currency: str, unit_amount: Decimal, name: str | None)
     return pricing(price, f"{unit_amount:f}")
 
 
+def edited(state: State, price_id: str, given: Mapping[str, Any]) -> JsonObject:
+    """Other amounts under the same id, which Stripe never does: `unit_amount_decimal`, or `tiers` as for a new price."""
+    price = _existing(state, price_id)
+    given = {**given, "billing_scheme": price["billing_scheme"], "tiers_mode": price["tiers_mode"]}
+    if "tiers" in given:
+        given["tiers"] = [_with_decimals(tier) for tier in given["tiers"]]
+    unset = [name for name, value in given.items() if value is None]
+    price = {**price, **_amounts(_with_decimals({name: value for name, value in given.items() if name not in unset}))}
+    state.put("prices", price)
+    return dict(price)
+
+
+def _with_decimals(given: Mapping[str, Any]) -> Params:
+    return {name: Decimal(str(value)) if name.endswith("_decimal") else value for name, value in given.items()}
+
+
 def pricing(price: JsonObject, unit_amount: str | None) -> JsonObject:
     """What a line or an item shows of its price."""
     return {
