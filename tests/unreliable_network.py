@@ -20,7 +20,7 @@ class UnreliableNetwork:
     called first and returns one of these.
 
     Reads are written down in `read_paths`; those of a path in `broken_paths` are answered with its status, those of one in `answers` with
-    what it makes of Stripe's own answer."""
+    what it makes of Stripe's own answer. Other writes to a path in `broken_writes` are answered with its status."""
 
     def __init__(self, simulator_base: str) -> None:
         self.troubles: deque[Any] = deque()
@@ -28,6 +28,7 @@ class UnreliableNetwork:
         self.meter_event_requests: list[dict[str, str]] = []
         self.read_paths: list[str] = []
         self.broken_paths: dict[str, int] = {}
+        self.broken_writes: dict[str, int] = {}
         self.answers: dict[str, Callable[[Any], Any]] = {}
         self._simulator = urlsplit(simulator_base)
         network = self
@@ -39,8 +40,7 @@ class UnreliableNetwork:
                 path = self.path.split("?")[0]
                 network.read_paths.append(path)
                 if path in network.broken_paths:
-                    error = {"error": {"type": "invalid_request_error", "message": f"made up for {path}"}}
-                    return self._reply(network.broken_paths[path], {}, json.dumps(error).encode())
+                    return self._refuse(network.broken_paths[path])
                 status, headers, content = network._forward(self, b"")
                 if path in network.answers:
                     content = json.dumps(network.answers[path](json.loads(content))).encode()
@@ -48,6 +48,8 @@ class UnreliableNetwork:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length") or 0))
+                if self.path in network.broken_writes:
+                    return self._refuse(network.broken_writes[self.path])
                 if self.path != "/v1/billing/meter_events" and not self.path.endswith("/usage_records"):
                     return self._reply(*network._forward(self, body))
                 network.meter_event_requests.append({name.lower(): value for name, value in self.headers.items()})
@@ -70,6 +72,10 @@ class UnreliableNetwork:
                     content = json.dumps({"error": trouble.get("error", {"type": "api_error", "message": "made up"})}).encode()
                     status, headers = trouble["status"], trouble.get("headers", {})
                 self._reply(status, headers, content)
+
+            def _refuse(self, status: int) -> None:
+                error = {"error": {"type": "invalid_request_error", "message": f"made up for {self.path}"}}
+                self._reply(status, {}, json.dumps(error).encode())
 
             def _hang_up(self) -> None:
                 self.close_connection = True

@@ -18,6 +18,10 @@ DRAFT_IS_FRESH = timedelta(minutes=5)
 #: The longest grace that an account's rule gives its drafts, and the furthest that one may be held (docs.stripe.com/billing/invoices).
 LONGEST_GRACE = timedelta(hours=72)
 
+#: Nothing is sent into a draft this shortly before it is finalised: a request that was noted by then is answered a lease (one minute)
+#: later at the latest, and Stripe counts what it took a moment after that.
+LAST_MINUTES = timedelta(minutes=2)
+
 _EVER = datetime.min.replace(tzinfo=UTC)
 
 
@@ -64,10 +68,11 @@ class FinalPeriods:
 
     @classmethod
     def among(cls, invoiced: Iterable[InvoicedPeriod]) -> "FinalPeriods":
-        """A draft is final from the instant at which Stripe finalises it by itself."""
+        """A draft counts as final from shortly before the instant at which Stripe finalises it by itself."""
         final_from: dict[tuple[str, BillingPeriod], datetime] = {}
         for one in invoiced:
-            since = _EVER if one.is_final else one.finalizes_at
+            # safeguard: nothing goes into a draft's last minutes
+            since = _EVER if one.is_final else one.finalizes_at and one.finalizes_at - LAST_MINUTES
             if since is not None:
                 which = one.usage_item_id, one.period
                 final_from[which] = min(since, final_from.get(which, since))

@@ -17,9 +17,10 @@ from token_billing.adapters.stripe_gateway import StripeTarget
 from token_billing.catalog_plan import Wanted
 from token_billing.errors import FactsUnknown, SendingPaused
 from token_billing.model import Shard
-from token_billing.settings import PushSettings, price_overrides, shards_for
+from token_billing.settings import PushSettings, ReconcileSettings, price_overrides, shards_for
 from token_billing.stages import cancel_surplus as cancelling
 from token_billing.stages import check_conservation as checking
+from token_billing.stages import close_billing_periods as closing
 from token_billing.stages import freeze as freezing
 from token_billing.stages import hold, late_usage
 from token_billing.stages import mark_billed as marking
@@ -82,6 +83,18 @@ def cancel_surplus() -> int:
     """Cancels what Stripe counts twice; returns how many events."""
     target, settings = _stripe()
     return cancelling.cancel_surplus(_adopted_db(), target, billing_clock(), settings)
+
+
+def hold_and_release() -> dict[str, int]:
+    """Holds incomplete drafts and lets complete ones go; returns how many are drafts, were held, let go and told of as incomplete."""
+    target, pace = _stripe()
+    done = closing.hold_and_release(_adopted_db(), target, billing_clock(), pace, ReconcileSettings.from_environment())
+    return {"drafts": done.draft_count, "held": done.held_count, "released": done.released_count, "incomplete": done.incomplete_count}
+
+
+def check_closings() -> None:
+    """Fails where an invoice is, or is about to be, finalised without all usage of its periods."""
+    closing.check_closings(_adopted_db(), billing_clock())
 
 
 def questions_about_held() -> list[dict[str, Any]]:

@@ -38,6 +38,7 @@ LINE = (
     INVOICE.format("paid", "NULL") + "; INSERT INTO billing.invoice_line (line_id, invoice_id, position, kind, quantity, amount_cents, "
     "currency, period_start, period_end) VALUES ('il', 'in', 0, '{}', 1, 1, 'usd', '{}', '2026-01-02')"
 )
+CLOSING = "INSERT INTO billing.closing (invoice_id, subscription_id, appeared_at, {}) VALUES ('in', 'sub', now(), {})"
 PROPOSAL = "INSERT INTO billing.proposal (kind, subject, token_count, evidence, proposed_at, {}) VALUES ('resend', 's', 1, 'e', now(), {})"
 DISCREPANCY = "(1, 'rows_changed', 1, 1, 1, 1, now())"
 
@@ -113,10 +114,8 @@ REFUSED = {
     "one_line_at_a_place": (LINE.format("manual", "2026-01-01") + ", ('im', 'in', 0, 'manual', 1, 1, 'usd', '2026-01-01', '2026-01-02')"),
     "usage_names_its_item": LINE.format("usage", "2026-01-01"),
     "a_line_goes_forward": LINE.format("flat", "2026-01-03"),
-    "released_whole": (
-        "INSERT INTO billing.closing (invoice_id, subscription_id, customer_id, appeared_at, release_by, released_at) "
-        "VALUES ('in', 'sub', 'cus', now(), now(), now())"
-    ),
+    "released_to_a_time": CLOSING.format("released_as", "'complete'"),
+    "only_what_is_missing_is_told": CLOSING.format("told_at", "now()"),
     "proposal_decided_whole": PROPOSAL.format("decision", "'resend'"),
     "only_decided_is_applied": PROPOSAL.format("applied_at", "now()"),
     "withdrawn_or_decided": PROPOSAL.format("withdrawn_at, decision, decided_by, decided_at", "now(), 'resend', 'ann', now()"),

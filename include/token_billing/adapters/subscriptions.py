@@ -1,7 +1,7 @@
 """Subscriptions, links and timelines: typed functions over `sql/subscriptions.sql`. None of them opens or ends a transaction."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from psycopg.types.json import Jsonb
@@ -178,7 +178,7 @@ def note_unusable_meters(db: Connection, unusable: Iterable[tuple[str, str]]) ->
 
 
 class Ending(NamedTuple):
-    """The last part that a subscription billed of a tenant's timeline before it ended; `hold_until`: until when its last draft waits."""
+    """The last part that a subscription billed of a tenant's timeline before it ended."""
 
     subscription_id: str
     tenant_id: str
@@ -186,17 +186,13 @@ class Ending(NamedTuple):
     period: BillingPeriod
     billed_until: datetime
     ended_at: datetime
-    hold_until: datetime
 
 
-def endings(db: Connection, since: datetime, until: datetime, held: timedelta) -> list[Ending]:
-    """Subscriptions that ended in that time and whose last invoice must be looked at: it is not known to be final, nor to be held until
-    so long after the hour they ended in, nor told that there is none."""
+def endings(db: Connection, since: datetime, until: datetime) -> list[Ending]:
+    """Subscriptions that ended in that time and whose last invoice is not known yet, nor told that there is none."""
     return [
         Ending(subscription_id, tenant_id, item, BillingPeriod(start, end), *rest)
-        for subscription_id, tenant_id, item, start, end, *rest in db.execute(
-            SUBSCRIPTIONS["endings"], {"since": since, "until": until, "held": held}
-        )
+        for subscription_id, tenant_id, item, start, end, *rest in db.execute(SUBSCRIPTIONS["endings"], {"since": since, "until": until})
     ]
 
 

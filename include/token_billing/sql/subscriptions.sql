@@ -171,11 +171,9 @@ ON CONFLICT (meter_id) DO UPDATE SET problem = EXCLUDED.problem
 
 -- name: endings
 -- Subscriptions that ended lately, each with the last part of the timeline that it billed.
--- They are left out once the last invoice is known to be final, or to be held long enough, or it is told that there is none.
-SELECT link.subscription_id, link.tenant_id, last.usage_item_id, last.period_start, last.period_end, last.billed_until, link.ended_at,
-       hold.until
+-- They are left out once a last invoice is known, or it is told that there is none.
+SELECT link.subscription_id, link.tenant_id, last.usage_item_id, last.period_start, last.period_end, last.billed_until, link.ended_at
 FROM billing.subscription_link link
-CROSS JOIN LATERAL (SELECT date_trunc('hour', link.ended_at, 'UTC') + interval '1 hour' + %(held)s AS until) hold
 CROSS JOIN LATERAL (
     SELECT period.usage_item_id, period.period_start, period.period_end, period.billed_until
     FROM billing.subscription_period period
@@ -186,9 +184,7 @@ CROSS JOIN LATERAL (
 WHERE link.ended_at > %(since)s AND link.ended_at <= %(until)s
   AND NOT EXISTS (SELECT FROM billing.invoiced_period invoiced
                   WHERE invoiced.usage_item_id = last.usage_item_id AND invoiced.period_start < last.billed_until
-                    AND invoiced.period_end >= last.billed_until
-                    AND (invoiced.invoice_status <> 'draft' OR invoiced.finalizes_at IS NULL
-                         OR invoiced.finalizes_at >= hold.until))
+                    AND invoiced.period_end >= last.billed_until)
   AND NOT EXISTS (SELECT FROM billing.discrepancy
                   WHERE cause = 'cancelled_without_invoice' AND stripe_id = link.subscription_id)
 ORDER BY link.ended_at

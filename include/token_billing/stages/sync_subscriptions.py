@@ -3,8 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 from token_billing.adapters import catalogue, discrepancies, invoiced_periods, ledger, subscriptions
 from token_billing.adapters.database import Connect, Connection, session
@@ -13,7 +12,6 @@ from token_billing.adapters.stripe_gateway.connection import open_gateway
 from token_billing.adapters.stripe_gateway.events import EventGateway
 from token_billing.errors import BillingError, EventsNotListed, FactsUnknown, StripeRefusesKey, StripeUnavailable
 from token_billing.model import Clock
-from token_billing.periods import InvoicedPeriod
 from token_billing.reconciliation import Cause
 from token_billing.settings import PushSettings
 from token_billing.stages.drain import Drained, Readers, drain
@@ -23,10 +21,7 @@ from token_billing.windows import Window, require_closed
 
 log = logging.getLogger(__name__)
 
-#: A cancelled subscription's last draft is held so long after the hour it ended in: its usage is reported when that hour has closed.
-HELD_AFTER_CANCELLATION = timedelta(hours=3)
-
-#: Two days after a subscription's end its last invoice is final, or held by somebody else.
+#: So long after a subscription's end its last invoice is looked for.
 LOOKED_AFTER = timedelta(days=2)
 
 #: Freezing waits so long after a window's end for what Stripe knows of it; then it goes on with what is known, and somebody is told.
@@ -102,22 +97,20 @@ async def _sync(
             except (EventsNotListed, StripeUnavailable) as refusal:  # what webhooks brought is handled all the same
                 not_listed = refusal
             drained = await drain(db, Readers(events, settings), metered_prices, clock, adopt=adopt)
-            await _look_after_last_invoices(db, events, usage, clock)
+            await _look_after_last_invoices(db, usage, clock)
             if not_listed:
                 raise not_listed
             return drained
 
 
-async def _look_after_last_invoices(db: Connection, events: EventGateway, usage: StripeGateway, clock: Clock) -> None:
-    """Holds the last draft of a subscription that has ended until the usage of its last hour can be on it. An end without an invoice is
-    told: Stripe then drops the usage since the one before."""
-    for last in subscriptions.endings(db, clock() - LOOKED_AFTER, clock(), HELD_AFTER_CANCELLATION):
+async def _look_after_last_invoices(db: Connection, usage: StripeGateway, clock: Clock) -> None:
+    """An end without an invoice is told: Stripe then drops the usage since the one before. (Drafts are close_billing_periods' to hold.)"""
+    for last in subscriptions.endings(db, clock() - LOOKED_AFTER, clock()):
         found = await usage.invoiced_periods(last.usage_item_id, last.subscription_id, last.period.start, clock())
-        closing = [one for one in found if one.period.start < last.billed_until <= one.period.end]
-        held = [await _held(events, draft, last.hold_until, clock()) for draft in closing]
         with db.transaction():
-            invoiced_periods.note_invoiced_periods(db, [*(one for one in found if one not in closing), *held])
-        if not closing and clock() > last.ended_at + LIST_LAG:
+            invoiced_periods.note_invoiced_periods(db, found)
+        is_invoiced = any(one.period.start < last.billed_until <= one.period.end for one in found)
+        if not is_invoiced and clock() > last.ended_at + LIST_LAG:
             details = (
                 f"it ended at {last.ended_at:%Y-%m-%dT%H:%M:%SZ} without a last invoice (cancel with invoice_now), so Stripe bills "
                 f"nothing of what was used since {last.period.start:%Y-%m-%dT%H:%M:%SZ}; invoice it by hand, see the runbook under "
@@ -126,12 +119,3 @@ async def _look_after_last_invoices(db: Connection, events: EventGateway, usage:
             discrepancies.note(
                 db, Cause.CANCELLED_WITHOUT_INVOICE, details, clock(), tenant_id=last.tenant_id, stripe_id=last.subscription_id
             )
-
-
-async def _held(events: EventGateway, draft: InvoicedPeriod, until: datetime, now: datetime) -> InvoicedPeriod:
-    """The draft as it stands after it was held, where that makes sense and can be done."""
-    # safeguard: the last draft waits for the last hour
-    if draft.finalizes_at is not None and now < draft.finalizes_at < until and await events.hold_draft(draft.invoice_id, until):
-        log.info("invoice %s of an ended subscription is held until %s, for the usage of its last hour", draft.invoice_id, until)
-        return replace(draft, finalizes_at=until)
-    return draft

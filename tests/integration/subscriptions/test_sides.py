@@ -1,6 +1,6 @@
 """An hour in which a plan, a period or a subscription begins or ends: each side goes where it belongs, or is kept aside with its reason."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -110,23 +110,6 @@ def test_usage_after_the_end_is_kept_aside(shop: Shop, acme: str) -> None:
     assert aside.amount_cents == 500  # the first five million are free, and six are billed
 
 
-def test_what_was_used_before_a_cancellation_is_on_the_last_invoice(shop: Shop, acme: str) -> None:
-    """The draft that `invoice_now` makes is held until the hour has closed and its usage is there."""
-    shop.at(at(shop, 1))
-    use(shop, 0, 7_000_000)
-    shop.client.subscriptions.cancel(acme, {"invoice_now": True})
-    shop.at(at(shop, 5))
-    shop.sync()
-    bill(shop)
-    shop.at(shop.world.clock() + 12 * HOUR)
-    last = shop.client.invoices.list({"subscription": acme, "limit": 1}).data[0]
-    assert last.status == "paid"
-    assert (
-        sum(line.quantity for line in last.lines.data if line.pricing.price_details.price == shop.prices["managed_ai_bundled"]) == 7_000_000
-    )
-    assert shop.open_discrepancies() == []
-
-
 def test_a_cancellation_without_an_invoice_is_told(shop: Shop, acme: str) -> None:
     """Stripe drops what was used since the last one."""
     shop.at(at(shop, 1))
@@ -145,18 +128,6 @@ def test_a_cancellation_that_is_noticed_at_once_is_told_of_later(shop: Shop, acm
     shop.at(at(shop, 6))
     shop.sync()
     assert shop.open_discrepancies() == [("cancelled_without_invoice", "acme")]
-
-
-def test_a_last_draft_that_could_not_be_held_is_held_by_the_next_sync(shop: Shop, acme: str) -> None:
-    """Its news was handled by a worker that died then."""
-    shop.at(at(shop, 1))
-    shop.client.subscriptions.cancel(acme, {"invoice_now": True})
-    shop.at(at(shop, 3))
-    shop.handle_listed()
-    shop.at(at(shop, 8))
-    shop.sync()
-    draft = shop.client.invoices.list({"subscription": acme, "limit": 1}).data[0]
-    assert datetime.fromtimestamp(draft.automatically_finalizes_at, UTC) == at(shop, 60) + 3 * HOUR
 
 
 def test_usage_at_a_price_whose_meter_counts_otherwise_is_kept_aside(shop: Shop) -> None:

@@ -108,21 +108,6 @@ class EventGateway(StripeConnection):
             return PricedUsage(None, terms, (meter.id, problem))
         return PricedUsage(summing, terms)
 
-    async def hold_draft(self, invoice_id: str, until: datetime) -> bool:
-        """Has a draft finalised at that time and not before; False where it is no draft (any more)."""
-        held: dict[str, Any] = {"auto_advance": True, "automatically_finalizes_at": int(until.timestamp())}
-        try:
-            await self._read(lambda: self._client.v1.invoices.update_async(invoice_id, held))  # type: ignore[arg-type]
-            return True
-        except stripe.PermissionError as refusal:
-            raise StripeRefusesKey(
-                f"the key of connection `stripe_default` may not write invoices: {message_of(refusal)}. Give it write access to invoices: "
-                f"invoice {invoice_id} of an ended subscription is finalised before the usage of its last hour is on it."
-            ) from refusal
-        except stripe.StripeError as refusal:
-            log.warning("invoice %s cannot be held: %s", invoice_id, message_of(refusal))
-            return False
-
     async def _found(self, path: str) -> Mapping[str, Any] | None:
         try:
             return await self._get(path, {})

@@ -71,6 +71,16 @@ def told_of_invoice(invoice: Mapping[str, Any], usage_item_ids: Iterable[str], a
     return [one for item in usage_item_ids for one in invoiced_by(shown, lines.data, item, at)]
 
 
+def subscription_of(invoice: Any) -> str | None:
+    """The subscription that an invoice is of, if it is of one."""
+    if not hasattr(invoice, "parent"):  # before API version 2025-03-31.basil
+        found = getattr(invoice, "subscription", None)
+    else:
+        details = invoice.parent and getattr(invoice.parent, "subscription_details", None)
+        found = details and details.subscription
+    return found if found is None or isinstance(found, str) else found.id
+
+
 def _item_of(line: Any) -> str | None:
     if not hasattr(line, "parent"):  # before API version 2025-03-31.basil
         return getattr(line, "subscription_item", None)

@@ -125,26 +125,30 @@ CREATE TABLE billing.statement (
 
 -- --- Closing ------------------------------------------------------------------------------------------------------------
 
--- Drafts that bill an ended period, from their appearance to what became of them. `planned_for`: when Stripe would have finalised it had
--- nobody held it, which tells the account's grace.
+-- Invoices that close a period of ours, from their appearance as drafts until they are final. `planned_for`: when Stripe would have
+-- finalised it had nobody moved that, which tells the account's grace; NULL where nobody saw the draft. `moved_to`: every time that we
+-- meant it to be finalised at, the latest last; any other one is somebody else's doing.
 CREATE TABLE billing.closing (
     invoice_id       text PRIMARY KEY CHECK (invoice_id <> ''),
     subscription_id  text NOT NULL CHECK (subscription_id <> ''),
-    customer_id      text NOT NULL,
     appeared_at      timestamptz NOT NULL,
     planned_for      timestamptz,
-    -- Complete or not, it is let go then.
-    release_by       timestamptz NOT NULL,
-    held_until       timestamptz,
-    released_at      timestamptz,
+    moved_to         timestamptz[] NOT NULL DEFAULT '{}',
     released_as      text CHECK (released_as IN ('complete', 'incomplete')),
     final_at         timestamptz,
-    -- What was missing when it was last looked at, and since when somebody has been told of it.
-    missing          text,
+    -- What was missing when it was last looked at, and when somebody was last told of it.
+    missing          text CHECK (missing <> ''),
     told_at          timestamptz,
-    CONSTRAINT released_whole CHECK ((released_at IS NULL) = (released_as IS NULL))
+    CONSTRAINT released_to_a_time CHECK (released_as IS NULL OR cardinality(moved_to) > 0),
+    CONSTRAINT only_what_is_missing_is_told CHECK (told_at IS NULL OR missing IS NOT NULL)
 );
 CREATE INDEX closing_open ON billing.closing (appeared_at) WHERE final_at IS NULL;
+
+-- Until when every invoice that Stripe made was looked at.
+CREATE TABLE billing.closing_cursor (
+    only_one      boolean PRIMARY KEY DEFAULT true CHECK (only_one),
+    listed_until  timestamptz NOT NULL
+);
 
 -- --- Decisions ----------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,22 @@
+"""A tenant whose billing period ends in the middle of an hour."""
+
+import pytest
+
+from month_end import BEGUN, MonthEnd
+from shop import Shop
+from world import World
+
+
+@pytest.fixture
+def month(world: World) -> MonthEnd:
+    """Pure, an hour before the end of the first period; the first run ever has been."""
+    world.simulator.reset(clock=BEGUN)
+    world.simulator.settings(summary_delay_seconds=0)
+    world.set_time(BEGUN)
+    shop = Shop(world)
+    shop.add_tenants("acme")
+    month = MonthEnd(shop, shop.buy("pure", client_reference_id="acme").id)
+    shop.sync()
+    month.at(-65)
+    month.close()
+    return month
