@@ -169,7 +169,9 @@ def next_step(one: Looked, longest_hold: timedelta, now: datetime) -> Step:
     # safeguard: the hard limit of a hold
     if now >= draft.appeared_at + longest_hold:
         let_go = min(now + TIME_TO_ACT, max(furthest, now + LET_GO_AFTER))
-        if is_mine and at is not None and at > let_go and closing.released_as != "incomplete":
+        # What was let go already keeps its time; what a worker noted and did not live to do is done now.
+        is_let_go = closing.released_as == "incomplete" and closing.moved_to[-1:] == (at,)
+        if is_mine and at is not None and at > let_go and not is_let_go:
             return Step(_second(let_go), "incomplete", is_told=True)
         return Step(is_told=True)
     # safeguard: an incomplete draft is held
