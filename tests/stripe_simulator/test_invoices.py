@@ -192,3 +192,44 @@ def test_an_account_may_keep_its_drafts_longer(raw, simulator, subscription, pas
     pass_time(days=33)
     draft = invoices_of(raw, subscription)[0]
     assert (draft["status"], draft["automatically_finalizes_at"]) == ("draft", draft["created"] + 72 * 3600)
+
+
+@pytest.mark.parametrize("final", [False, True])
+def test_an_invoice_of_many_lines_is_read_page_by_page(raw, client, billing, meter, customer, now, pass_time, final):
+    """It shows the first ten itself; its total is that of all."""
+    tiers = {"billing_scheme": "tiered", "tiers_mode": "graduated"}
+    for number in range(25):
+        tiers |= {f"tiers[{number}][up_to]": number * 10 + 10 if number < 24 else "inf", f"tiers[{number}][unit_amount]": number}
+        tiers[f"tiers[{number}][flat_amount]"] = 1
+    subscription = billing.subscription(customer, tiered_price(raw, meter, tiers))
+    billing.send(customer, 245, now)
+    pass_time(days=31, hours=2 if final else 0)
+    invoice = invoices_of(raw, subscription)[0]
+    assert (len(invoice["lines"]["data"]), invoice["lines"]["has_more"], invoice["status"]) == (10, True, "paid" if final else "draft")
+    lines = list(client.v1.invoices.line_items.list(invoice["id"], {"limit": 7}).auto_paging_iter())
+    assert [line.id for line in lines[:10]] == [line["id"] for line in invoice["lines"]["data"]]
+    assert len({line.id for line in lines}) == 50
+    assert sum(line.quantity for line in lines) == 245
+    assert sum(line.amount for line in lines) == invoice["total"] == sum(10 * number for number in range(24)) + 5 * 24 + 25
+
+
+def test_each_step_of_an_invoice_is_told(raw, subscription, billing, customer, now, pass_time):
+    """In the second in which it happens, with the invoice as it is then; what is held finalises when it was told to."""
+    billing.send(customer, 100_000, now)
+    pass_time(days=31)
+    draft = invoices_of(raw, subscription)[0]
+    finalizes_at = draft["created"] + 50 * 3600
+    raw.post(f"/v1/invoices/{draft['id']}", {"automatically_finalizes_at": finalizes_at})
+    pass_time(days=3)
+    told = [
+        (event["type"], event["created"] - draft["created"], event["data"]["object"]["status"])
+        for event in raw.get("/v1/events", {"type": "invoice.*", "created[gte]": draft["created"]}).body["data"]
+    ]
+    held_until = 50 * 3600
+    assert told[::-1] == [
+        ("invoice.created", 0, "draft"),
+        ("invoice.updated", 0, "draft"),
+        ("invoice.finalized", held_until, "open"),
+        ("invoice.paid", held_until, "paid"),
+        ("invoice.payment_succeeded", held_until, "paid"),
+    ]

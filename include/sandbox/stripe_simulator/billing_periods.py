@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import calendar
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 
 def period_containing(moment: int, *, anchor: int, interval: str, interval_count: int) -> tuple[int, int]:
@@ -22,6 +23,7 @@ def period_containing(moment: int, *, anchor: int, interval: str, interval_count
     return _boundary(anchor, interval, interval_count * index), _boundary(anchor, interval, interval_count * (index + 1))
 
 
+@lru_cache(maxsize=65_536)  # asked for again and again, by every subscription that is shown
 def _boundary(anchor: int, interval: str, count: int) -> int:
     anchored = datetime.fromtimestamp(anchor, UTC)
     if interval in ("day", "week"):

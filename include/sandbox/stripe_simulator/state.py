@@ -21,6 +21,8 @@ from sandbox.stripe_simulator.meter_event_log import MeterEvent, MeterEventLog
 JsonObject = dict[str, Any]
 
 _BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
+#: By the value of a byte; that some characters are a little likelier than others does not matter.
+_TO_BASE62 = (_BASE62 * 5)[:256].encode()
 
 #: Kind of object → prefix and number of characters behind it, as Stripe's ids look.
 _ID_SHAPES = {
@@ -318,10 +320,5 @@ def derived_id(kind: str, number: int | str) -> str:
 
 
 def scrambled(text: str, length: int) -> str:
-    """Letters and digits that look random and depend on the text alone."""
-    value = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=32).digest())
-    characters = []
-    for _ in range(length):
-        value, digit = divmod(value, 62)
-        characters.append(_BASE62[digit])
-    return "".join(characters)
+    """Letters and digits (at most 64) that look random and depend on the text alone."""
+    return hashlib.blake2b(text.encode(), digest_size=length).digest().translate(_TO_BASE62).decode()

@@ -79,7 +79,7 @@ def list_(state: State, params: Params) -> JsonObject:
         )
 
     return list_page(
-        sorted(stored, key=lambda invoice: invoice["created"], reverse=True),
+        stored,
         params,
         url="/v1/invoices",
         noun="invoice",

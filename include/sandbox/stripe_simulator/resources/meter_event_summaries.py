@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import groupby
+from operator import attrgetter
 
 from sandbox.stripe_simulator import errors
 from sandbox.stripe_simulator.clock import SECONDS_A_DAY
@@ -17,6 +18,7 @@ from sandbox.stripe_simulator.params import Integer, OneOf, Params, Text
 from sandbox.stripe_simulator.resources import meters
 from sandbox.stripe_simulator.state import JsonObject, State, scrambled
 
+_BY_TIME_THEN_RECEIPT = attrgetter("timestamp", "number")
 _SECONDS_OF = {"minute": 60, "hour": 3600, "day": SECONDS_A_DAY}
 
 
@@ -65,7 +67,7 @@ def visible_events(state: State, meter: JsonObject, customer: str, start: int, e
             if event.number > held.number:
                 last_received[event.timestamp // superseding_seconds] = event
         events = [event for event in last_received.values() if start <= event.timestamp < end]
-    return sorted(events, key=lambda event: (event.timestamp, event.number))
+    return sorted(events, key=_BY_TIME_THEN_RECEIPT)
 
 
 def aggregated(formula: str, events: Iterable[MeterEvent]) -> int:
