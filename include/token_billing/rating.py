@@ -14,10 +14,14 @@ from typing import NamedTuple
 #: Stripe takes quantities of 15 digits and amounts of 12 decimal places: with so many digits no product is rounded before its line is.
 _EXACT = Context(prec=100)
 
-#: Currencies without a minor unit, and with one of a thousandth (docs.stripe.com/currencies). UGX has none either, but Stripe's amounts
-#: in it have two decimals.
+#: Currencies without a minor unit, and with one of a thousandth (docs.stripe.com/currencies). ISK and UGX have none either, but Stripe's
+#: amounts in them have two decimals.
 _NO_DECIMALS = frozenset({"bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"})
 _THREE_DECIMALS = frozenset({"bhd", "jod", "kwd", "omr", "tnd"})
+
+#: What an amount must be a multiple of, in the minor unit (the same page): the third decimal is always 0, and so are both decimals of
+#: currencies that have none. HUF and TWD are without decimals in payouts only, which no invoice is.
+_STEPS = {**dict.fromkeys(_THREE_DECIMALS, 10), "isk": 100, "ugx": 100}
 
 
 class PricingMode(StrEnum):
@@ -68,20 +72,29 @@ class Price:
 
 
 class RatedLine(NamedTuple):
-    """One line of an invoice: a quantity, or the flat fee of a tier, which is a line of no quantity."""
+    """One line of an invoice: a quantity, or the flat fee of a tier, which is a line of no quantity. `step`: what its amount is a multiple
+    of, in the currency's minor unit."""
 
     quantity: int
     exact_cents: Decimal
+    step: int = 1
 
     @property
     def amount_cents(self) -> int:
         """As billed: rounded, ties up."""
-        return int(self.exact_cents.quantize(Decimal(1), rounding=ROUND_HALF_UP, context=_EXACT))
+        return _rounded(self.exact_cents, self.step)
 
     @property
     def is_tie(self) -> bool:
         """Whether the exact amount lies on a half, so that either rounding is right."""
-        return self.exact_cents % 1 == Decimal("0.5")
+        return _EXACT.divide(self.exact_cents, Decimal(self.step)) % 1 == Decimal("0.5")
+
+    @property
+    def amounts_cents(self) -> frozenset[int]:
+        """Every amount that would be right: one, or two on a tie. Where amounts go in steps, whether a line is rounded to a step or only
+        the invoice as a whole is not documented, so that either is right (a belief about Stripe)."""
+        ties = {self.amount_cents - self.step} if self.is_tie else set()
+        return frozenset({self.amount_cents, *ties, _rounded(self.exact_cents, 1)})
 
 
 def rate(price: Price, quantity: int) -> list[RatedLine]:
@@ -89,12 +102,8 @@ def rate(price: Price, quantity: int) -> list[RatedLine]:
     first tier is reached by nothing at all (a belief about Stripe)."""
     if quantity < 0:
         raise ValueError(f"a quantity of {quantity} cannot be rated")
-    if price.package is not None:
-        return [_units(quantity, _packages(price.package, quantity), price.tiers[0].unit_cents)]
-    if price.mode == PricingMode.VOLUME:
-        tier = next(tier for tier in price.tiers if tier.up_to is None or quantity <= tier.up_to)
-        return list(_tier_lines(tier, quantity))
-    return list(_graduated(price, quantity))
+    step = _STEPS.get(price.currency.lower(), 1)
+    return [line._replace(step=step) for line in _lines(price, quantity)]
 
 
 def amount_cents(price: Price, quantity: int) -> int:
@@ -117,6 +126,15 @@ def money(cents: int, currency: str) -> str:
     """An amount as people read it: `12.50 USD`, `1,200 JPY`."""
     places = decimals(currency)
     return f"{Decimal(cents).scaleb(-places, context=_EXACT):,.{places}f} {currency.upper()}"
+
+
+def _lines(price: Price, quantity: int) -> Iterator[RatedLine]:
+    if price.package is not None:
+        yield _units(quantity, _packages(price.package, quantity), price.tiers[0].unit_cents)
+    elif price.mode == PricingMode.VOLUME:
+        yield from _tier_lines(next(tier for tier in price.tiers if tier.up_to is None or quantity <= tier.up_to), quantity)
+    else:
+        yield from _graduated(price, quantity)
 
 
 def _graduated(price: Price, quantity: int) -> Iterator[RatedLine]:
@@ -142,3 +160,8 @@ def _packages(package: Package, quantity: int) -> int:
 
 def _units(quantity: int, units: int, unit_cents: Decimal) -> RatedLine:
     return RatedLine(quantity, _EXACT.multiply(Decimal(units), unit_cents))
+
+
+def _rounded(exact_cents: Decimal, step: int) -> int:
+    steps = _EXACT.divide(exact_cents, Decimal(step)).quantize(Decimal(1), rounding=ROUND_HALF_UP, context=_EXACT)
+    return int(steps) * step

@@ -37,6 +37,7 @@ class Cause(StrEnum):
     UNLINKED_TENANT = "unlinked_tenant"
     MANUAL_LINE = "manual_line"
     CURRENCY = "currency"
+    VOIDED_INVOICE = "voided_invoice"
     UNEXPLAINED = "unexplained"
     # Of a draft that is to be closed.
     SHORT_GRACE = "short_grace"
@@ -62,6 +63,7 @@ OF_INVOICES = (
     Cause.UNLINKED_TENANT,
     Cause.MANUAL_LINE,
     Cause.CURRENCY,
+    Cause.VOIDED_INVOICE,
     Cause.UNEXPLAINED,
 )
 OF_CLOSING = (Cause.PERIOD_INCOMPLETE,)
@@ -84,6 +86,17 @@ class Difference:
     expected_cents: int | None = None
     found_cents: int | None = None
     currency: str | None = None
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What a comparison found, as a person reads it."""
+
+    made_at: datetime
+    title: str
+    discrepancy_count: int
+    csv: str
+    html: str
 
 
 @dataclass(frozen=True)

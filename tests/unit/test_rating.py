@@ -78,6 +78,27 @@ def test_money_is_told_in_the_currencys_own_unit(currency: str, cents: int, told
 
 
 @pytest.mark.parametrize(
+    "currency, unit, amount, right",
+    [
+        ("usd", "0.05", 2, {1, 2}),  # 1.5 cents, a tie
+        ("jpy", "0.05", 2, {1, 2}),  # yen have no smaller unit
+        ("jpy", "0.3", 9, {9}),
+        ("kwd", "4.1", 120, {120, 123}),  # 0.123 dinar; the last digit is 0
+        ("kwd", "4.5", 140, {130, 135, 140}),  # 0.135 dinar, a tie
+        ("isk", "4", 100, {100, 120}),  # 1.20 króna, which has no smaller unit
+        ("ugx", "5", 200, {100, 150, 200}),
+        ("huf", "4.1", 123, {123}),
+        ("twd", "4.1", 123, {123}),
+    ],
+)
+def test_amounts_are_rounded_to_what_the_currency_can_be_charged_in(currency: str, unit: str, amount: int, right: set[int]) -> None:
+    """Thirty units. Where Stripe takes amounts in steps only, a line may be rounded to one or not; no document says."""
+    for mode in (PricingMode.PER_UNIT, PricingMode.GRADUATED, PricingMode.VOLUME):
+        [line] = rate(Price("p", currency, mode, (Tier(None, Decimal(unit)),)), 30)
+        assert (line.amount_cents, line.amounts_cents) == (amount, right)
+
+
+@pytest.mark.parametrize(
     "mode, tiers, package",
     [
         (PricingMode.GRADUATED, (), None),
@@ -100,28 +121,30 @@ def test_a_price_that_cannot_be_rated_is_refused(mode: PricingMode, tiers: tuple
 # --- The oracle: unit by unit where it can, in whole fractions where it cannot -----------------------------------------------------
 
 
-def half_up(exact: Fraction) -> int:
-    return (2 * exact.numerator + exact.denominator) // (2 * exact.denominator)
+def half_up(exact: Fraction, step: int = 1) -> int:
+    exact /= step
+    return (2 * exact.numerator + exact.denominator) // (2 * exact.denominator) * step
 
 
 def oracle(price: Price, quantity: int) -> int:
     """The bill, worked out another way: every unit is put into the tier whose range holds its number."""
+    step = {"kwd": 10, "isk": 100}.get(price.currency, 1)
     if price.mode == PricingMode.PER_UNIT:
         units = Fraction(quantity)
         if price.package:
             units = units / price.package.size
             units = Fraction(-((-units) // 1)) if price.package.rounds_up else Fraction(units // 1)
-        return half_up(units * Fraction(price.tiers[0].unit_cents))
+        return half_up(units * Fraction(price.tiers[0].unit_cents), step)
     numbered = [(0 if n == 0 else (price.tiers[n - 1].up_to or 0), tier) for n, tier in enumerate(price.tiers)]
     holding = [(low, tier) for low, tier in numbered if quantity > low or low == 0]
     if price.mode == PricingMode.VOLUME:
         _, last = holding[-1]
-        return half_up(quantity * Fraction(last.unit_cents)) + half_up(Fraction(last.flat_cents))
+        return half_up(quantity * Fraction(last.unit_cents), step) + half_up(Fraction(last.flat_cents), step)
     bill = 0
     for low, tier in holding:
         high = quantity if tier.up_to is None else tier.up_to
         inside = len(range(low + 1, min(high, quantity) + 1))
-        bill += half_up(inside * Fraction(tier.unit_cents)) + half_up(Fraction(tier.flat_cents))
+        bill += half_up(inside * Fraction(tier.unit_cents), step) + half_up(Fraction(tier.flat_cents), step)
     return bill
 
 
@@ -129,13 +152,13 @@ def random_price(dice: random.Random) -> Price:
     def amount() -> Decimal:
         return Decimal(dice.randrange(10 ** dice.randint(1, 9))).scaleb(-dice.choice((0, 0, 1, 2, 4, 6, 12)))
 
-    mode = dice.choice(list(PricingMode))
+    mode, currency = dice.choice(list(PricingMode)), dice.choice(("usd", "jpy", "kwd", "isk"))
     if mode == PricingMode.PER_UNIT:
         package = Package(dice.choice((1, 2, 7, 1000, 10**6)), dice.random() < 0.5) if dice.random() < 0.5 else None
-        return Price("p", "usd", mode, (Tier(None, amount()),), package)
+        return Price("p", currency, mode, (Tier(None, amount()),), package)
     ends = sorted(dice.sample(range(1, dice.choice((12, 1000, 10**12))), dice.randint(0, 6)))
     tiers = [Tier(end, amount(), amount() if dice.random() < 0.4 else Decimal(0)) for end in [*ends, None]]
-    return Price("p", "usd", mode, tuple(tiers))
+    return Price("p", currency, mode, tuple(tiers))
 
 
 def test_any_quantity_under_any_tiers_is_rated_like_the_oracle() -> None:

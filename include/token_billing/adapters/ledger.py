@@ -1,6 +1,6 @@
 """The ledger in Postgres: typed functions over `sql/`. None of them opens or ends a transaction; the stages do."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -286,12 +286,18 @@ def note_disagreements(db: Connection, found: Sequence[Disagreement], now: datet
 # --- conservation -----------------------------------------------------------------------------------------------------
 
 
-def conservation(db: Connection, start: datetime, end: datetime) -> list[Conservation]:
-    """The conservation law's terms for every tenant and window of `[start, end)`, as of one instant."""
+def conservation(db: Connection, start: datetime, end: datetime, tenant_ids: Collection[str] | None = None) -> list[Conservation]:
+    """The conservation law's terms for every tenant, or some, and window of `[start, end)`, as of one instant."""
+    parameters = {"start": start, "end": end, "tenant_ids": None if tenant_ids is None else list(tenant_ids)}
     return [
         Conservation(tenant_id, Window(window_start), *tokens)
-        for tenant_id, window_start, *tokens in db.execute(CONSERVATION["conservation"], {"start": start, "end": end})
+        for tenant_id, window_start, *tokens in db.execute(CONSERVATION["conservation"], parameters)
     ]
+
+
+def has_rows(db: Connection, window: Window) -> bool:
+    """Whether any usage of the window is kept; retention takes all of it away."""
+    return db.execute(CONSERVATION["has_rows"], {"start": window.start, "end": window.end}).fetchone() == (True,)
 
 
 # --- late usage -------------------------------------------------------------------------------------------------------

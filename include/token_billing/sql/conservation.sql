@@ -15,7 +15,7 @@ WITH last_fence AS (
         SELECT tenant_id, date_trunc('hour', created_at, 'UTC') AS window_start, input_tokens::bigint + output_tokens::bigint AS tokens,
                billed, recorded_xid
         FROM token_usage
-        WHERE created_at >= %(start)s AND created_at < %(end)s
+        WHERE created_at >= %(start)s AND created_at < %(end)s AND (%(tenant_ids)s::text[] IS NULL OR tenant_id = ANY(%(tenant_ids)s))
     ) row
     LEFT JOIN last_fence ON last_fence.window_start = row.window_start
     GROUP BY row.tenant_id, row.window_start
@@ -26,7 +26,7 @@ WITH last_fence AS (
                AS pending_tokens,
            coalesce(sum(token_count) FILTER (WHERE state IN ('quarantined', 'rejected')), 0)::bigint AS quarantined_tokens
     FROM billing.usage_report
-    WHERE window_start >= %(start)s AND window_start < %(end)s
+    WHERE window_start >= %(start)s AND window_start < %(end)s AND (%(tenant_ids)s::text[] IS NULL OR tenant_id = ANY(%(tenant_ids)s))
     GROUP BY tenant_id, window_start
 )
 SELECT tenant_id, window_start, coalesce(usage.row_tokens, 0), coalesce(report.billed_tokens, 0), coalesce(report.pending_tokens, 0),
@@ -34,3 +34,7 @@ SELECT tenant_id, window_start, coalesce(usage.row_tokens, 0), coalesce(report.b
 FROM usage
 FULL JOIN report USING (tenant_id, window_start)
 ORDER BY window_start, tenant_id
+
+-- name: has_rows
+-- Whether any usage is kept of a time: retention takes all of it away.
+SELECT EXISTS (SELECT FROM token_usage WHERE created_at >= %(start)s AND created_at < %(end)s)

@@ -3,15 +3,17 @@
 import logging
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import stripe
 
 from token_billing.adapters.stripe_gateway.connection import StripeConnection, message_of
+from token_billing.adapters.stripe_gateway.objects import terms_of
 from token_billing.errors import InvoicesNotListed, StripeRefusesKey
 from token_billing.invoices import ReadInvoice, price_of_item_line, read_invoice
 from token_billing.model import Clock
+from token_billing.rating import Price
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +63,36 @@ class InvoiceGateway(StripeConnection):
             log.warning("Stripe does not show invoice %s: %s", invoice_id, message_of(unknown))
             return None
         return next(iter(await self._understood([shown], asked_at, reading)), None)
+
+    async def price(self, price_id: str) -> Price | None:
+        """What a price says today; None, with a warning, where that cannot be read."""
+        try:
+            shown = await self._json(f"/v1/prices/{price_id}", {"expand": ["tiers"]})
+            return terms_of(stripe.Price.construct_from(shown, None))
+        except (stripe.InvalidRequestError, AttributeError, ValueError) as unreadable:
+            log.warning("the terms of price %s cannot be read: %s", price_id, unreadable)
+            return None
+
+    async def hourly_usage(self, customer_id: str, meter_id: str, start: datetime, end: datetime) -> Mapping[datetime, int] | None:
+        """What a meter counts of a customer's usage by UTC hour, for a span of whole hours; None where Stripe does not tell."""
+        wanted: dict[str, Any] = {
+            "customer": customer_id,
+            "start_time": int(start.timestamp()),
+            "end_time": int(end.timestamp()),
+            "value_grouping_window": "hour",
+            "limit": PAGE,
+        }
+        found: dict[datetime, int] = {}
+        try:
+            while True:
+                page = await self._json(f"/v1/billing/meters/{meter_id}/event_summaries", wanted)
+                found |= {datetime.fromtimestamp(one["start_time"], UTC): int(one["aggregated_value"]) for one in page["data"]}
+                if not page["data"] or not page.get("has_more"):
+                    return {hour: tokens for hour, tokens in found.items() if tokens}
+                wanted["starting_after"] = page["data"][-1]["id"]
+        except (stripe.InvalidRequestError, KeyError) as refusal:
+            log.warning("Stripe does not tell what customer %s used: %s", customer_id, refusal)
+            return None
 
     async def _understood(self, listed: Sequence[Mapping[str, Any]], asked_at: datetime, reading: Reading) -> list[ReadInvoice]:
         """The listed invoices; one that cannot be understood is told of and holds no other up."""

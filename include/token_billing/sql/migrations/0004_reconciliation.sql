@@ -41,7 +41,12 @@ ALTER TABLE billing.discrepancy
     ADD COLUMN expected_cents  bigint,
     ADD COLUMN found_cents     bigint,
     ADD COLUMN currency        text CHECK (currency ~ '^[a-z]{3}$'),
-    ADD CONSTRAINT money_has_a_currency CHECK (currency IS NOT NULL OR (expected_cents IS NULL AND found_cents IS NULL));
+    ADD CONSTRAINT money_has_a_currency CHECK (currency IS NOT NULL OR (expected_cents IS NULL AND found_cents IS NULL)),
+    DROP CONSTRAINT changed_rows_are_counted,
+    -- What a comparison finds is about a tenant's hour, not about a report.
+    ADD CONSTRAINT changed_rows_are_counted CHECK (cause <> 'rows_changed' OR scope IS NOT NULL OR (report_id IS NOT NULL
+        AND expected_token_count IS NOT NULL AND found_token_count IS NOT NULL AND expected_row_count IS NOT NULL
+        AND found_row_count IS NOT NULL));
 DROP INDEX billing.one_open_discrepancy_per_object_and_cause;
 CREATE UNIQUE INDEX one_open_discrepancy_per_object_and_cause
     ON billing.discrepancy (cause, coalesce(tenant_id, ''), coalesce(stripe_id, ''), coalesce(window_start, '-infinity'))

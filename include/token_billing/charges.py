@@ -1,0 +1,145 @@
+"""Charges: what an invoice bills of one item at one price for one period, and what is known of that item beside the invoice. Pure."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from typing import NamedTuple
+
+from token_billing.invoices import Invoice, InvoiceLine, LineKind
+from token_billing.periods import BillingPeriod
+from token_billing.rating import Price
+
+
+@dataclass(frozen=True)
+class Charge:
+    """The lines that bill one item at one price for one period: one quantity, in as many lines as its price has tiers and fees. A charge
+    that is due and not on the invoice has no lines."""
+
+    invoice: Invoice
+    usage_item_id: str
+    price_id: str
+    period: BillingPeriod
+    lines: tuple[InvoiceLine, ...] = ()
+
+    @cached_property
+    def quantity(self) -> int:
+        """Tokens, whole."""
+        return sum(line.quantity for line in self.lines)
+
+    @cached_property
+    def amount_cents(self) -> int:
+        """In the currency's minor unit."""
+        return sum(line.amount_cents for line in self.lines)
+
+    @property
+    def currency(self) -> str:
+        """As billed."""
+        return self.lines[0].currency if self.lines else self.invoice.currency
+
+    @property
+    def stripe_id(self) -> str:
+        """What names it at Stripe, and no other charge of any invoice."""
+        return self.lines[0].id if self.lines else f"{self.invoice.id}/{self.usage_item_id}"
+
+
+def charges_of(invoice: Invoice, lines: Iterable[InvoiceLine]) -> list[Charge]:
+    """The charges of an invoice's usage lines, in the order of their first lines."""
+    found: dict[tuple[str, str, BillingPeriod], list[InvoiceLine]] = {}
+    for line in lines:
+        if line.kind is LineKind.USAGE and line.usage_item_id and line.price_id:
+            found.setdefault((line.usage_item_id, line.price_id, line.period), []).append(line)
+    return [Charge(invoice, *which, tuple(billed)) for which, billed in found.items()]
+
+
+class KnownPart(NamedTuple):
+    """When an item at a price bills a tenant's usage, as its timeline says; of an item that is not followed, the times are not known."""
+
+    tenant_id: str
+    subscription_id: str | None
+    usage_item_id: str
+    price_id: str | None
+    meter_id: str | None
+    period: BillingPeriod | None = None
+    billed_from: datetime | None = None
+    billed_until: datetime | None = None
+
+    @property
+    def span(self) -> BillingPeriod | None:
+        """The part of the period in which it bills."""
+        return BillingPeriod(self.billed_from, self.billed_until) if self.billed_from and self.billed_until else None
+
+
+class Trial(NamedTuple):
+    """A subscription's trial, and whether its collection is paused: what it bills then is nothing."""
+
+    period: BillingPeriod | None
+    is_paused: bool
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known beside the invoices themselves.
+
+    `parts`: by item. `prices`: as they were first read, `edited`: those that Stripe shows otherwise today. `proposals`: amount in the
+    currency's minor unit, and currency. `customers`: those of tenants. `billed_elsewhere`: by charge, other invoices that bill the same."""
+
+    parts: Mapping[str, Sequence[KnownPart]]
+    prices: Mapping[str, Price]
+    edited: Mapping[str, Price] = field(default_factory=dict)
+    our_prices: frozenset[str] = frozenset()
+    customers: frozenset[str] = frozenset()
+    subscriptions: Mapping[str, Trial] = field(default_factory=dict)
+    proposals: Mapping[int, tuple[int, str]] = field(default_factory=dict)
+    billed_elsewhere: Mapping[str, str] = field(default_factory=dict)
+    cut_over: datetime | None = None
+
+    def parts_of(self, charge: Charge) -> Sequence[KnownPart]:
+        """What is known of the charge's item."""
+        return self.parts.get(charge.usage_item_id, ())
+
+    def tenants_of(self, charge: Charge) -> list[str]:
+        """Whose usage the item bills; tenants may share one."""
+        return sorted({part.tenant_id for part in self.parts_of(charge)})
+
+    def agreed_price(self, charge: Charge) -> str:
+        """The price that the item has in the charge's period: the charge's own, unless only others are known."""
+        overlapping = [part for part in self.parts_of(charge) if part.price_id and _overlap(part.span, charge.period)]
+        if not overlapping or any(part.price_id == charge.price_id for part in overlapping):
+            return charge.price_id
+        return max(overlapping, key=lambda part: _overlap(part.span, charge.period)).price_id or charge.price_id
+
+    def meter_of(self, charge: Charge) -> str | None:
+        """The meter whose usage the charge's agreed price bills; None of the legacy metered billing system's."""
+        agreed = self.agreed_price(charge)
+        return next((part.meter_id for part in self.parts_of(charge) if part.price_id == agreed), None)
+
+    def agreed_period(self, charge: Charge) -> BillingPeriod:
+        """The span in which the item bills, at the agreed price, that the charge's period is about: the period itself where it is one of
+        those that are known, or where none is."""
+        agreed = self.agreed_price(charge)
+        spans = list(_spans(part for part in self.parts_of(charge) if part.price_id == agreed))
+        fits = any(
+            charge.period.start in (period.start, span.start) and charge.period.end in (period.end, span.end) for period, span in spans
+        )
+        overlapping = [span for _, span in spans if _overlap(span, charge.period)]
+        if fits or not overlapping:
+            return charge.period
+        return max(overlapping, key=lambda span: _overlap(span, charge.period))
+
+
+def _spans(parts: Iterable[KnownPart]) -> Iterator[tuple[BillingPeriod, BillingPeriod]]:
+    """Each billing period with the span inside it in which the item bills anybody."""
+    spans: dict[BillingPeriod, BillingPeriod] = {}
+    for part in parts:
+        if part.period and part.span:
+            known = spans.get(part.period, part.span)
+            spans[part.period] = BillingPeriod(min(known.start, part.span.start), max(known.end, part.span.end))
+    yield from spans.items()
+
+
+def _overlap(one: BillingPeriod | None, other: BillingPeriod) -> float:
+    """Seconds that both hold; where one is not known, it may hold all of the other."""
+    if one is None:
+        return 1.0
+    return max(0.0, (min(one.end, other.end) - max(one.start, other.start)).total_seconds())
