@@ -6,7 +6,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Self
 
 from shop import Shop
+from token_billing.adapters import discrepancies
 from token_billing.stages.read_invoices import read_invoices
+from token_billing.stages.reconcile_invoices import compare_invoices
 from token_billing.windows import HOUR, Window, last_closed_window
 from world import World
 
@@ -34,12 +36,12 @@ class InvoicedShop(Shop):
         world.window = Window(OPENED)
         return cls(world)
 
-    def subscribe(self, tenant: str, plan: str, **session: Any) -> Any:
-        """A tenant that buys a plan now."""
-        self.add_tenants(tenant)
-        self.subscriptions[tenant] = self.buy(plan, client_reference_id=tenant, **session)
+    def subscribe(self, **plans: str) -> None:
+        """Tenants that buy a plan now."""
+        self.add_tenants(*plans)
+        for tenant, plan in plans.items():
+            self.subscriptions[tenant] = self.buy(plan, client_reference_id=tenant)
         self.sync()
-        return self.subscriptions[tenant]
 
     def use(self, *usage: tuple[str, int], at: datetime | None = None) -> None:
         """Tokens by tenant in one hour, by default in that after the opening, which is billed two minutes after it."""
@@ -58,6 +60,28 @@ class InvoicedShop(Shop):
     def read(self) -> int:
         """What Stripe's invoices say is kept."""
         return read_invoices(self.world.connect, self.world.target, self.world.clock)
+
+    def compare(self) -> dict[str, int]:
+        """As a run of reconcile_invoices."""
+        self.read()
+        return compare_invoices(self.world.connect, self.world.target, self.world.clock, {})
+
+    def found(self) -> dict[str, list[str]]:
+        """The causes of open discrepancies, by tenant, or what they are about at Stripe."""
+        causes: dict[str, list[str]] = {}
+        with self.world.connect() as db:
+            for one in discrepancies.open_discrepancies(db):
+                causes.setdefault(one.tenant_id or one.stripe_id or "", []).append(one.cause)
+        return {about: sorted(found) for about, found in causes.items()}
+
+    def invoice(self, tenant: str) -> Any:
+        """The tenant's newest, as Stripe shows it now."""
+        return self.client.invoices.list({"subscription": self.subscriptions[tenant].id}).data[0]
+
+    def identifier(self, tenant: str) -> str:
+        """Of the tenant's first report."""
+        [(found,), *_] = self.world.sql("SELECT identifier FROM billing.usage_report WHERE tenant_id = %s ORDER BY id", tenant)
+        return str(found)
 
     def customer(self, tenant: str) -> str:
         return str(self.subscriptions[tenant].customer)

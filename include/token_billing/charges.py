@@ -1,7 +1,7 @@
 """Charges: what an invoice bills of one item at one price for one period, and what is known of that item beside the invoice. Pure."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 from typing import NamedTuple
@@ -52,6 +52,20 @@ def charges_of(invoice: Invoice, lines: Iterable[InvoiceLine]) -> list[Charge]:
     return [Charge(invoice, *which, tuple(billed)) for which, billed in found.items()]
 
 
+def about_the_same(charges: Iterable[Charge], facts: "Facts") -> list[Charge]:
+    """The charges, those of an invoice that are about the same usage as one: lines of it that name another price or another time than it
+    has are no less of it. What is wrong with any line is wrong with the charge."""
+    found: dict[tuple[str, str, str, BillingPeriod], list[Charge]] = {}
+    for charge in charges:
+        usage = charge.invoice.id, charge.usage_item_id, facts.agreed_price(charge), facts.agreed_period(charge)
+        found.setdefault(usage, []).append(charge)
+    whole = []
+    for (*_, price_id, period), parts in found.items():
+        shown = next((one for one in parts if (one.price_id, one.period) != (price_id, period)), parts[0])
+        whole.append(replace(shown, lines=tuple(line for one in parts for line in one.lines)))
+    return whole
+
+
 class KnownPart(NamedTuple):
     """When an item at a price bills a tenant's usage, as its timeline says; of an item that is not followed, the times are not known."""
 
@@ -81,14 +95,15 @@ class Trial(NamedTuple):
 class Facts:
     """What is known beside the invoices themselves.
 
-    `parts`: by item. `prices`: as they were first read, `edited`: those that Stripe shows otherwise today. `proposals`: amount in the
-    currency's minor unit, and currency. `customers`: those of tenants. `billed_elsewhere`: by charge, other invoices that bill the same."""
+    `parts`: by item. `prices`: as they were first read, `edited`: those that Stripe shows otherwise today. `customers`: tenants by
+    customer. `proposals`: amount in the currency's minor unit, and currency. `billed_elsewhere`: by charge, another invoice that bills the
+    same."""
 
     parts: Mapping[str, Sequence[KnownPart]]
     prices: Mapping[str, Price]
     edited: Mapping[str, Price] = field(default_factory=dict)
     our_prices: frozenset[str] = frozenset()
-    customers: frozenset[str] = frozenset()
+    customers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     subscriptions: Mapping[str, Trial] = field(default_factory=dict)
     proposals: Mapping[int, tuple[int, str]] = field(default_factory=dict)
     billed_elsewhere: Mapping[str, str] = field(default_factory=dict)

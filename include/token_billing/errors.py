@@ -117,6 +117,10 @@ class NoSuchDiscrepancy(OperatorNeeded):
     """The discrepancy does not exist, or is resolved already."""
 
 
+class NoSuchStatement(OperatorNeeded):
+    """The statement does not exist."""
+
+
 class DiscrepanciesFound(OperatorNeeded):
     """Our books and Stripe's differ by more than the tolerance, and nobody has dealt with it."""
 

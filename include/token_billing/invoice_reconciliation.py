@@ -77,10 +77,12 @@ def compare_charge(charge: Charge, our_tokens: int, facts: Facts, evidence: Evid
 def compare_manual_line(invoice: Invoice, line: InvoiceLine, facts: Facts) -> Compared | None:
     """A line that no subscription item made; None where it is none of ours to look at. One that a proposal of ours made must be of the
     amount that was decided; prorations are kept apart."""
-    if line.kind is not LineKind.MANUAL or invoice.customer_id not in facts.customers:
+    tenants = facts.customers.get(invoice.customer_id, ())
+    if line.kind is not LineKind.MANUAL or not tenants:
         return None
     proposed = facts.proposals.get(line.proposal_id) if line.proposal_id is not None else None
-    compared = Compared(invoice, line.id, line.period, line.currency, None, line.amount_cents, our_cents=proposed and proposed[0])
+    ours = proposed and proposed[0]
+    compared = Compared(invoice, line.id, line.period, line.currency, None, line.amount_cents, our_cents=ours, tenants=tenants)
     if proposed == (line.amount_cents, line.currency):
         return replace(compared, note=f"proposal {line.proposal_id}")
     said = f"proposal {line.proposal_id}, decided as {money(*proposed)}" if proposed else "by nobody here"

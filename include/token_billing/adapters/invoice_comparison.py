@@ -67,9 +67,9 @@ def usage_of(db: Connection, spans: Sequence[Span]) -> list[int]:
 
 def reports_of(db: Connection, span: Span) -> list[SentReport]:
     """What was sent to the span's meter for its customer, by whatever item, or to its item alone where it has no meter."""
-    query = "reports_of_meter" if span.meter_id else "reports_of_item"
+    query = COMPARISON["reports_of_meter"] if span.meter_id else COMPARISON["reports_of_item"]
     parameters = {**_named(span), "start": span.period.start, "end": span.period.end}
-    return [SentReport(*row) for row in db.execute(COMPARISON[query], parameters)]
+    return [SentReport(*row) for row in db.execute(query, parameters)]
 
 
 def cancelled_since(db: Connection, report_ids: Collection[int], since: datetime) -> int:
@@ -89,9 +89,12 @@ def note_prices(db: Connection, found: Iterable[Price], now: datetime) -> None:
         db.execute(COMPARISON["note_price"], {**price_row(price), "now": now})
 
 
-def customers_of_ours(db: Connection, customer_ids: Collection[str]) -> frozenset[str]:
-    """Those of the customers that are tenants'."""
-    return frozenset(found for (found,) in db.execute(COMPARISON["customers_of_ours"], {"ids": list(customer_ids)}))
+def tenants_of_customers(db: Connection, customer_ids: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """The tenants of each customer; one that is no tenant's is left out."""
+    found: dict[str, tuple[str, ...]] = {}
+    for customer_id, tenant_id in db.execute(COMPARISON["tenants_of_customers"], {"ids": list(customer_ids)}):
+        found[customer_id] = (*found.get(customer_id, ()), tenant_id)
+    return found
 
 
 def trials(db: Connection, subscription_ids: Collection[str]) -> dict[str, Trial]:

@@ -33,5 +33,5 @@ def newest(db: Connection, most: int) -> list[StatementHead]:
 
 def text_of(db: Connection, statement_id: int | None, form: Format) -> str | None:
     """A statement as CSV or as a page, the newest where none is named; None where there is none."""
-    found = db.execute(STATEMENTS[form], {"id": statement_id}).fetchone()
+    found = db.execute(STATEMENTS["html"] if form == "html" else STATEMENTS["csv"], {"id": statement_id}).fetchone()
     return found[0] if found else None

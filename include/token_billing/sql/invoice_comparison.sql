@@ -8,7 +8,6 @@ SELECT invoice_id, customer_id, subscription_id, billing_reason, status, currenc
 FROM billing.invoice
 WHERE status <> 'draft'
   AND (compared_at IS NULL
-       -- safeguard: what was sent near the end of an invoice
        OR finalized_at > %(final_since)s AND compared_at < %(again_before)s
        OR EXISTS (SELECT FROM billing.discrepancy
                   WHERE scope = invoice.invoice_id AND cause = ANY(%(causes)s::text[]) AND resolved_at IS NULL))
@@ -126,11 +125,12 @@ WHERE (last.currency, last.mode, last.tiers, last.package_size, last.package_rou
       IS DISTINCT FROM (%(currency)s, %(mode)s, %(tiers)s::jsonb, %(package_size)s::bigint, %(package_rounds_up)s::boolean)
 ON CONFLICT DO NOTHING
 
--- name: customers_of_ours
--- Those of some customers that are tenants'.
-SELECT stripe_customer_id FROM tenants WHERE stripe_customer_id = ANY(%(ids)s::text[])
+-- name: tenants_of_customers
+-- Customers that are tenants', and whose.
+SELECT stripe_customer_id, id FROM tenants WHERE stripe_customer_id = ANY(%(ids)s::text[])
 UNION
-SELECT customer_id FROM billing.subscription_link WHERE customer_id = ANY(%(ids)s::text[])
+SELECT customer_id, tenant_id FROM billing.subscription_link WHERE customer_id = ANY(%(ids)s::text[])
+ORDER BY 1, 2
 
 -- name: trials
 -- Trials of subscriptions, and whether their collection is paused, as last read.

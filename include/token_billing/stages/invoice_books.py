@@ -8,7 +8,7 @@ from token_billing.adapters import catalogue, invoice_comparison, invoices, ledg
 from token_billing.adapters.database import Connection, repeatable_read
 from token_billing.adapters.invoice_comparison import Span
 from token_billing.adapters.stripe_gateway.invoices import InvoiceGateway
-from token_billing.charges import Charge, Facts, charges_of
+from token_billing.charges import Charge, Facts, about_the_same, charges_of
 from token_billing.invoice_evidence import Evidence
 from token_billing.invoices import Invoice, InvoiceLine, LineKind
 from token_billing.periods import LONGEST_GRACE, BillingPeriod
@@ -38,6 +38,7 @@ def open_books(db: Connection, overrides: Mapping[str, str], now: datetime) -> B
         charges = [*(charge for one in found.values() for charge in charges_of(one, lines[one.id])), *due]
         by_hand = [(found[of], line) for of, all_of in lines.items() for line in all_of if line.kind is LineKind.MANUAL]
         facts = _facts(db, charges, by_hand, overrides)
+        charges = about_the_same(charges, facts)
         tokens = invoice_comparison.usage_of(db, [_span(charge, facts) for charge in charges])
     # A span that is due and had no usage is no charge.
     return Books(found, [(charge, ours) for charge, ours in zip(charges, tokens, strict=True) if charge.lines or ours], by_hand, facts)
@@ -53,7 +54,7 @@ def _facts(
         parts=parts,
         prices=invoice_comparison.prices(db, named | {charge.price_id for charge in charges}),
         our_prices=catalogue.metered_price_ids(db, overrides) | invoices.metered_prices(db),
-        customers=invoice_comparison.customers_of_ours(db, customers),
+        customers=invoice_comparison.tenants_of_customers(db, customers),
         subscriptions=invoice_comparison.trials(db, {charge.invoice.subscription_id or "" for charge in charges}),
         proposals=invoice_comparison.proposed_amounts(db, {line.proposal_id for _, line in by_hand if line.proposal_id is not None}),
         billed_elsewhere=invoice_comparison.billed_elsewhere(db, list(charges)),

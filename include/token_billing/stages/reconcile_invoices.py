@@ -69,7 +69,6 @@ def _write_down(
         with db.transaction():
             invoice_comparison.take_turn(db)
             news = discrepancies.note_differences(db, list(books.invoices), found, now)
-            # safeguard: only what stayed as it was read is compared
             invoice_comparison.note_compared(db, books.invoices.values(), now)
             if compared or found:
                 statements.add(db, statement)

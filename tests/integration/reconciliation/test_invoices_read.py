@@ -42,7 +42,7 @@ def lines(shop: InvoicedShop) -> list[tuple[Any, ...]]:
 
 def test_every_line_is_kept_with_its_kind(shop: InvoicedShop) -> None:
     """The base in advance, and two tiers of usage; reading it again changes nothing."""
-    shop.subscribe("acme", "bundled")
+    shop.subscribe(acme="bundled")
     shop.use(("acme", 6_000_000))
     shop.final()
     assert (shop.read(), shop.read()) == (2, 1)
@@ -52,7 +52,7 @@ def test_every_line_is_kept_with_its_kind(shop: InvoicedShop) -> None:
 
 def test_a_draft_is_read_again_until_it_is_final(shop: InvoicedShop) -> None:
     """It grows meanwhile, and once it is final it stays as it is."""
-    shop.subscribe("bolt", "pure")
+    shop.subscribe(bolt="pure")
     shop.use(("bolt", 1_000))
     shop.at(shop.period_end)
     shop.read()
@@ -87,8 +87,7 @@ def test_more_lines_than_an_invoice_shows_are_read_from_their_list(shop: Invoice
 
 def test_a_reading_that_is_cut_off_goes_on_with_the_next(shop: InvoicedShop, network: UnreliableNetwork, monkeypatch: Any) -> None:
     """After its first page: the rest is listed again, for the cursor follows what was kept."""
-    for tenant in ("a", "b", "c"):
-        shop.subscribe(tenant, "pure")
+    shop.subscribe(a="pure", b="pure", c="pure")
     monkeypatch.setattr("token_billing.adapters.stripe_gateway.invoices.PAGE", 2)
 
     def last_page(page: Any) -> Any:
@@ -106,7 +105,7 @@ def test_a_reading_that_is_cut_off_goes_on_with_the_next(shop: InvoicedShop, net
 
 def test_an_older_reading_never_overwrites_a_newer_one(shop: InvoicedShop, network: UnreliableNetwork) -> None:
     """A worker that had read the draft and was stopped stores it after another has stored the final invoice."""
-    shop.subscribe("bolt", "pure")
+    shop.subscribe(bolt="pure")
     shop.use(("bolt", 1_000))
     shop.at(shop.period_end)
 
@@ -123,7 +122,7 @@ def test_an_older_reading_never_overwrites_a_newer_one(shop: InvoicedShop, netwo
 
 def test_an_invoice_that_is_voided_late_is_known_to_be_void(shop: InvoicedShop) -> None:
     """Weeks after it was listed last, only an event tells of it."""
-    shop.subscribe("bolt", "pure", payment_method_collection="always")
+    shop.subscribe(bolt="pure")
     shop.use(("bolt", 1_000_000))
     shop.at(shop.period_end + MINUTE)
     [draft, _] = shop.client.invoices.list().data
@@ -139,7 +138,7 @@ def test_an_invoice_that_is_voided_late_is_known_to_be_void(shop: InvoicedShop) 
 
 def test_a_deleted_draft_is_forgotten(shop: InvoicedShop) -> None:
     """What Stripe has no more, nobody waits for."""
-    shop.subscribe("bolt", "pure")
+    shop.subscribe(bolt="pure")
     shop.read()
     shop.world.sql(
         "INSERT INTO billing.invoice (invoice_id, customer_id, status, currency, created_at, total_cents, read_at) "
@@ -154,7 +153,7 @@ def test_a_deleted_draft_is_forgotten(shop: InvoicedShop) -> None:
 
 def test_a_stand_in_without_invoices_is_told_of(shop: InvoicedShop, network: UnreliableNetwork) -> None:
     """What was kept stays."""
-    shop.subscribe("bolt", "pure")
+    shop.subscribe(bolt="pure")
     shop.read()
     network.broken_paths["/v1/invoices"] = 404
     with pytest.raises(InvoicesNotListed, match="made up for /v1/invoices"):

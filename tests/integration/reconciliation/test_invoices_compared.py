@@ -1,0 +1,94 @@
+"""What differs between an invoice and our rows is named with its cause, and nothing else is."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+
+from invoiced_shop import OPENED, InvoicedShop
+from token_billing.windows import HOUR
+from unreliable_network import UnreliableNetwork, unreliable_network
+from world import World
+
+MINUTE = timedelta(minutes=1)
+HALF_PAST = timedelta(minutes=30)
+
+
+@pytest.fixture
+def shop(world: World) -> InvoicedShop:
+    return InvoicedShop.opened(world)
+
+
+@pytest.fixture
+def network(shop: InvoicedShop) -> Iterator[UnreliableNetwork]:
+    with unreliable_network(shop.world.simulator.base_url) as network:
+        shop.world.stripe_base = network.base_url
+        yield network
+
+
+def tamper(shop: InvoicedShop, statement: str, tenant: str) -> None:
+    """Behind the back of the triggers that refuse it."""
+    shop.world.sql(
+        f"ALTER TABLE token_usage DISABLE TRIGGER USER; {statement} WHERE tenant_id = '{tenant}'; "
+        "ALTER TABLE token_usage ENABLE TRIGGER USER"
+    )
+
+
+#: What is planted in a tenant's month, by the cause that must be found.
+PLANTED: dict[str, list[str]] = {
+    "right": [],
+    "right_tiers": [],
+    "lost": ["missing_hour"],
+    "doubled": ["duplicate"],
+    "valued": ["missing_hour"],
+    "cents": ["wrong_price"],
+    "tokens": ["unexplained"],
+    "shifted": ["wrong_period"],
+    "tier_dropped": ["wrong_tier"],
+    "all_dropped": ["missing_hour"],
+    "by_hand": ["manual_line"],
+    "euro": ["currency"],
+    "twice": ["duplicate"],
+    "changed": 2 * ["rows_changed"],
+    "deleted": 2 * ["rows_changed"],
+    "unmarked": 2 * ["rows_changed"],
+    "void": ["voided_invoice"],
+    "repriced": ["wrong_price"],
+}
+TIERED = ("right_tiers", "tier_dropped")
+
+
+def test_each_planted_error_is_named_by_its_cause_and_nothing_else_is(shop: InvoicedShop) -> None:
+    """One error a tenant; the customers are billed in two hours of the month."""
+    stripe = shop.world.simulator
+    shop.subscribe(**{tenant: "bundled" if tenant in TIERED else "pure" for tenant in PLANTED})
+    stranger = shop.client.customers.create({"email": "stranger@example.com"}).id
+    item = {"price": shop.prices["managed_ai_pure"]}
+    shop.subscriptions["stranger"] = shop.client.subscriptions.create({"customer": stranger, "items": [item]})
+    shop.use(*((tenant, 6_000_000 + n) for n, tenant in enumerate(PLANTED)))
+    shop.use(*((tenant, 250_000) for tenant in PLANTED), at=OPENED + 2 * HOUR + HALF_PAST)
+    shop.send_event("stranger", 77, OPENED + 2 * HOUR)
+    stripe.lose_event(shop.identifier("lost"))
+    stripe.double_event(shop.identifier("doubled"))
+    stripe.change_event(shop.identifier("valued"), value=5_000_000)
+    tamper(shop, "UPDATE token_usage SET input_tokens = input_tokens + 1", "changed")
+    tamper(shop, "DELETE FROM token_usage", "deleted")
+    tamper(shop, "UPDATE token_usage SET billed = false", "unmarked")
+    shop.at(shop.period_end + MINUTE)
+    shop.client.invoices.finalize_invoice(shop.invoice("void").id, {"auto_advance": False})
+    shop.client.invoices.void_invoice(shop.invoice("void").id)
+    shop.final()
+    stripe.change_line(shop.invoice("cents").id, amount=12_501)
+    stripe.change_line(shop.invoice("tokens").id, quantity=6_250_000)
+    stripe.change_line(shop.invoice("repriced").id, price=shop.prices["managed_ai_bundled"])
+    stripe.shift_period(shop.invoice("shifted").id, 86_400)
+    stripe.drop_line(shop.invoice("tier_dropped").id)
+    stripe.drop_line(shop.invoice("all_dropped").id)
+    stripe.add_line(shop.invoice("by_hand").id, 100)
+    stripe.change_currency(shop.invoice("euro").id, "eur")
+    stripe.double_usage(shop.invoice("twice").id)
+    shop.compare()
+    found = shop.found()
+    [unlinked] = {about for about in found if about not in PLANTED}
+    assert found.pop(unlinked) == ["unlinked_tenant"]
+    assert found == {tenant: causes for tenant, causes in PLANTED.items() if causes}
