@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from token_billing.periods import BillingPeriod
-from token_billing.rating import Price, added_cents
+from token_billing.rating import Price, stacked_cents
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,14 @@ def valued(quarantined: Iterable[QuarantinedUsage]) -> Iterator[ValuedUsage]:
     """What each adds on top of what its period has billed and of what came before it here, so that the values of a period add up to
     what all of it would be billed: under tiers, tokens are worth more or less by what lies below them."""
 
-    def bill(usage: QuarantinedUsage) -> tuple[str, str, BillingPeriod]:
-        return usage.tenant_id, usage.usage_item_id or "", usage.period
+    def bill(usage: QuarantinedUsage) -> tuple[str, str, BillingPeriod, str]:
+        return usage.tenant_id, usage.usage_item_id or "", usage.period, usage.price.id if usage.price else ""
 
     for _, on_one_bill in groupby(sorted(quarantined, key=lambda usage: (*bill(usage), usage.reason)), key=bill):
-        above = 0
-        for usage in on_one_bill:
-            if usage.price is None:
-                yield ValuedUsage(usage, None)
-                continue
-            yield ValuedUsage(usage, added_cents(usage.price, usage.billed_tokens + above, usage.token_count))
-            above += usage.token_count
+        usages = list(on_one_bill)
+        price, tokens = usages[0].price, [usage.token_count for usage in usages]
+        cents = [None] * len(usages) if price is None else stacked_cents(price, usages[0].billed_tokens, tokens)
+        yield from map(ValuedUsage, usages, cents)
 
 
 def totals(usages: Iterable[ValuedUsage]) -> tuple[int, dict[str, int], int]:

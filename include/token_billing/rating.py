@@ -4,7 +4,7 @@ Amounts are in the currency's minor unit (cents, where it has them), as everywhe
 it rounds a line that lies exactly on a half is not documented, so such lines say so (`is_tie`) and are rounded up here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Context, Decimal
 from enum import StrEnum
@@ -116,16 +116,28 @@ def added_cents(price: Price, billed: int, added: int) -> int:
     return amount_cents(price, billed + added) - amount_cents(price, billed)
 
 
+def stacked_cents(price: Price, billed: int, quantities: Iterable[int]) -> Iterator[int]:
+    """What each quantity adds on top of a bill and of the quantities before it, so that all of them add up to what the whole is billed:
+    under tiers, units cost more or less by what lies below them."""
+    for quantity in quantities:
+        yield added_cents(price, billed, quantity)
+        billed += quantity
+
+
 def decimals(currency: str) -> int:
     """How many decimals Stripe's amounts in a currency have."""
     code = currency.lower()
     return 0 if code in _NO_DECIMALS else 3 if code in _THREE_DECIMALS else 2
 
 
+def major_units(cents: int, currency: str) -> Decimal:
+    """An amount in the currency's own unit, with all its decimals: 12.50 dollars, 1200 yen."""
+    return Decimal(cents).scaleb(-decimals(currency), context=_EXACT)
+
+
 def money(cents: int, currency: str) -> str:
     """An amount as people read it: `12.50 USD`, `1,200 JPY`."""
-    places = decimals(currency)
-    return f"{Decimal(cents).scaleb(-places, context=_EXACT):,.{places}f} {currency.upper()}"
+    return f"{major_units(cents, currency):,f} {currency.upper()}"
 
 
 def _lines(price: Price, quantity: int) -> Iterator[RatedLine]:

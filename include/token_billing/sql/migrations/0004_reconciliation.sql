@@ -216,3 +216,46 @@ CREATE TABLE billing.audit (
 -- safeguard: an audit row stands
 CREATE TRIGGER an_audit_row_stands BEFORE UPDATE OR DELETE ON billing.audit
     FOR EACH ROW EXECUTE FUNCTION billing.refuse_change('what was decided is written down for ever');
+
+-- --- Which bill usage belongs to -------------------------------------------------------------------------------------------
+
+-- The item, price and period that bill a tenant's usage of a time, whether or not it was sent; `of_item`: where it went, if it was. By the
+-- tenant's timeline: what bills the tenant then, else what billed it last before, else first after; without one, as the application's
+-- columns and Stripe's items say. The period is the item's billing period where one is known to hold the time, else the calendar month in UTC.
+CREATE FUNCTION billing.bill_of(of_tenant text, of_item text, used_at timestamptz)
+RETURNS TABLE (usage_item_id text, customer_id text, price_id text, meter_id text,
+               period_start timestamptz, period_end timestamptz, is_billing_period boolean)
+LANGUAGE sql STABLE BEGIN ATOMIC
+    SELECT goes.usage_item_id, coalesce(near.customer_id, tenant.stripe_customer_id), coalesce(near.price_id, item.price_id),
+           coalesce(near.meter_id, item.meter_id),
+           coalesce(known.period_start, date_trunc('month', used_at, 'UTC')),
+           coalesce(known.period_end, (date_trunc('month', used_at AT TIME ZONE 'UTC') + interval '1 month') AT TIME ZONE 'UTC'),
+           known.period_start IS NOT NULL
+    FROM (SELECT of_tenant AS id) asked
+    LEFT JOIN tenants tenant ON tenant.id = asked.id
+    LEFT JOIN LATERAL (
+        SELECT period.usage_item_id, period.customer_id, period.price_id, period.meter_id, period.period_start, period.period_end
+        FROM billing.subscription_period period
+        WHERE period.tenant_id = of_tenant AND (of_item IS NULL OR period.usage_item_id = of_item)
+        ORDER BY period.billed_from > used_at, abs(extract(epoch FROM period.billed_from - used_at))
+        LIMIT 1
+    ) near ON true
+    CROSS JOIN LATERAL (SELECT coalesce(of_item, near.usage_item_id, nullif(tenant.stripe_usage_item_id, '')) AS usage_item_id) goes
+    LEFT JOIN billing.metered_item item ON item.usage_item_id = goes.usage_item_id
+    LEFT JOIN LATERAL (
+        SELECT period.period_start, period.period_end
+        FROM (SELECT item.period_start, item.period_end, false AS is_only_a_line
+              UNION ALL
+              SELECT near.period_start, near.period_end, false
+              UNION ALL
+              SELECT invoiced.period_start, invoiced.period_end, false
+              FROM billing.invoiced_period invoiced WHERE invoiced.usage_item_id = goes.usage_item_id
+              UNION ALL
+              SELECT line.period_start, line.period_end, true
+              FROM billing.invoice_line line WHERE line.kind = 'usage' AND line.usage_item_id = goes.usage_item_id) period
+        WHERE period.period_start <= used_at AND used_at < period.period_end
+        -- A line may be wrong about its period: where anything else tells, that counts.
+        ORDER BY period.is_only_a_line, period.period_start DESC
+        LIMIT 1
+    ) known ON true;
+END;

@@ -1,0 +1,108 @@
+-- name: used_before
+-- Tokens used before an instant by tenant, item, price and period, and by what had become of them then, with the price's name and terms.
+WITH cut AS (
+    -- The hour that the instant cuts: of what a report holds, only the rows before the instant.
+    SELECT report.id, (sum(usage.input_tokens) + sum(usage.output_tokens))::bigint AS token_count
+    FROM token_usage usage
+    JOIN billing.usage_report report
+      ON report.tenant_id = usage.tenant_id AND usage.created_at >= report.side_start AND usage.created_at < report.side_end
+    JOIN billing.fence ON fence.window_start = report.window_start AND fence.revision = report.revision
+    LEFT JOIN billing.fence earlier ON earlier.window_start = report.window_start AND earlier.revision = report.revision - 1
+    WHERE usage.created_at >= date_trunc('hour', %(instant)s::timestamptz, 'UTC') AND usage.created_at < %(instant)s
+      AND report.window_start = date_trunc('hour', %(instant)s::timestamptz, 'UTC')
+      AND report.side_start < %(instant)s AND report.side_end > %(instant)s
+      AND usage.billed = (report.state = 'billed')
+      AND pg_visible_in_snapshot(usage.recorded_xid, fence.snapshot)
+      AND (earlier.snapshot IS NULL OR NOT pg_visible_in_snapshot(usage.recorded_xid, earlier.snapshot))
+    GROUP BY report.id
+), disowned_since AS (
+    -- At the instant these counted as accepted: Stripe disowned them, or they were found out to be disowned, only afterwards.
+    SELECT revocation.report_id, min(coalesce(attempt.answered_at, attempt.noted_at)) AS accepted_at
+    FROM billing.revocation
+    JOIN billing.push_attempt attempt ON attempt.report_id = revocation.report_id AND attempt.identifier = revocation.identifier
+    WHERE revocation.revoked_at > %(instant)s
+    GROUP BY revocation.report_id, revocation.generation
+    HAVING min(coalesce(attempt.answered_at, attempt.noted_at)) <= %(instant)s
+), refused AS (
+    SELECT report.id, max(attempt.answered_at) AS refused_at
+    FROM billing.usage_report report
+    JOIN billing.push_attempt attempt ON attempt.report_id = report.id AND attempt.outcome = 'rejected'
+    WHERE report.state = 'rejected'
+    GROUP BY report.id
+), decided AS (
+    -- What a decision carried onto an invoice, or wrote off; and when that invoice became final.
+    SELECT about.report_id, proposal.decision, min(invoice.finalized_at) AS finalized_at
+    FROM billing.proposal
+    CROSS JOIN LATERAL unnest(proposal.report_ids) AS about (report_id)
+    LEFT JOIN billing.invoice_line line ON line.proposal_id = proposal.id
+    LEFT JOIN billing.invoice ON invoice.invoice_id = line.invoice_id
+    WHERE proposal.kind = 'late_usage' AND proposal.decision IN ('invoice_item', 'write_off') AND proposal.applied_at <= %(instant)s
+    GROUP BY about.report_id, proposal.decision
+), last_fence AS (
+    SELECT DISTINCT ON (window_start) window_start, snapshot
+    FROM billing.fence
+    ORDER BY window_start, revision DESC
+), used AS (
+    SELECT report.tenant_id, report.usage_item_id, coalesce(report.event_time, report.side_start) AS used_at,
+           CASE WHEN report.side_end <= %(instant)s THEN report.token_count ELSE coalesce(cut.token_count, 0) END AS token_count,
+           coalesce(CASE WHEN report.accepted_at <= %(instant)s THEN report.accepted_at END, disowned_since.accepted_at) AS accepted_at,
+           coalesce(report.quarantined_at, refused.refused_at) <= %(instant)s AS is_aside,
+           coalesce(report.quarantine_reason IN ('before_adoption', 'excluded_tenant'), false) AS is_excluded,
+           report.attempt_count > 0 AS is_attempted, decided.decision, decided.finalized_at AS carried_at
+    FROM billing.usage_report report
+    LEFT JOIN cut ON cut.id = report.id
+    LEFT JOIN disowned_since ON disowned_since.report_id = report.id
+    LEFT JOIN refused ON refused.id = report.id
+    LEFT JOIN decided ON decided.report_id = report.id
+    WHERE report.side_start < %(instant)s
+    UNION ALL
+    SELECT usage.tenant_id, NULL, min(usage.created_at), (sum(usage.input_tokens) + sum(usage.output_tokens))::bigint,
+           NULL, false, false, false, NULL, NULL
+    FROM token_usage usage
+    LEFT JOIN last_fence ON last_fence.window_start = date_bin(interval '1 hour', usage.created_at, timestamptz '2000-01-01T00:00Z')
+    LEFT JOIN billing.subscription_period period
+      ON period.tenant_id = usage.tenant_id AND period.billed_from <= usage.created_at AND usage.created_at < period.billed_until
+    WHERE NOT usage.billed AND usage.created_at < %(instant)s
+      AND (last_fence.snapshot IS NULL OR NOT pg_visible_in_snapshot(usage.recorded_xid, last_fence.snapshot))
+    GROUP BY usage.tenant_id, date_bin(interval '1 hour', usage.created_at, timestamptz '2000-01-01T00:00Z'), period.id
+), final AS (
+    SELECT usage_item_id, period_start, period_end, min(final_at) AS final_at
+    FROM (
+        SELECT invoiced.usage_item_id, invoiced.period_start, invoiced.period_end,
+               CASE WHEN invoiced.invoice_status = ANY(%(final_statuses)s)
+                    THEN coalesce(invoice.finalized_at, invoiced.finalizes_at, invoiced.seen_at) ELSE invoiced.finalizes_at END AS final_at
+        FROM billing.invoiced_period invoiced
+        LEFT JOIN billing.invoice USING (invoice_id)
+        UNION ALL
+        SELECT line.usage_item_id, line.period_start, line.period_end, invoice.finalized_at
+        FROM billing.invoice_line line
+        JOIN billing.invoice USING (invoice_id)
+        WHERE line.kind = 'usage' AND invoice.status = ANY(%(final_statuses)s)
+          AND coalesce(invoice.billing_reason, '') <> ALL(%(not_closing)s)
+    ) told
+    WHERE final_at <= %(instant)s
+    GROUP BY usage_item_id, period_start, period_end
+)
+SELECT used.tenant_id, bill.usage_item_id, named.name, bill.period_start, bill.period_end, bill.is_billing_period,
+       CASE WHEN used.is_excluded OR used.decision = 'write_off' OR NOT used.is_attempted AND excluded.id IS NOT NULL THEN 'excluded'
+            WHEN used.decision = 'invoice_item' THEN CASE WHEN used.carried_at <= %(instant)s THEN 'invoiced' ELSE 'accrued' END
+            WHEN used.accepted_at IS NOT NULL AND final.final_at IS NULL THEN 'accrued'
+            WHEN used.accepted_at <= final.final_at THEN 'invoiced'
+            WHEN used.accepted_at IS NULL AND used.is_aside THEN 'quarantined'
+            ELSE 'unbilled' END AS standing,
+       sum(used.token_count)::bigint,
+       price.price_id, price.currency, price.mode, price.tiers, price.package_size, price.package_rounds_up
+FROM used
+CROSS JOIN LATERAL billing.bill_of(used.tenant_id, used.usage_item_id, used.used_at) bill
+LEFT JOIN LATERAL (
+    SELECT min(final.final_at) AS final_at
+    FROM final
+    WHERE final.usage_item_id = bill.usage_item_id AND final.period_start <= used.used_at AND used.used_at < final.period_end
+) final ON true
+LEFT JOIN billing.excluded_tenant excluded
+  ON excluded.tenant_id = used.tenant_id AND tstzrange(excluded.excluded_from, excluded.excluded_until) @> used.used_at
+LEFT JOIN billing.price ON price.price_id = bill.price_id
+LEFT JOIN billing.catalogue_price named ON named.price_id = bill.price_id
+WHERE used.token_count > 0
+GROUP BY used.tenant_id, bill.usage_item_id, named.name, bill.period_start, bill.period_end, bill.is_billing_period, standing,
+         price.price_id
