@@ -36,7 +36,8 @@ INSERT INTO billing.usage_report
      sink, customer_id, event_name, meter_id, usage_item_id, event_time, first_attempted_at, attempt_count, accepted_at, billed_at)
 SELECT tenant_id, hour, hour, hour + interval '1 hour', revision, 'usage-' || md5(hour || tenant_id || revision), count(*),
        sum(input_tokens + output_tokens), hour + interval '61 minutes', 'billed',
-       'billing_meters', 'cus_' || tenant_id, 'tokens', 'mtr_bench', 'si_' || tenant_id, hour + interval '30 seconds' + revision * interval '1 minute', hour + interval '62 minutes', 1,
+       'billing_meters', 'cus_' || tenant_id, 'tokens', 'mtr_bench', 'si_' || tenant_id,
+       hour + interval '30 seconds' + revision * interval '1 minute', hour + interval '62 minutes', 1,
        hour + interval '62 minutes', hour + interval '63 minutes'
 FROM (SELECT usage.*, fence.window_start AS hour,
              CASE WHEN pg_visible_in_snapshot(recorded_xid, fence.snapshot) THEN 0 ELSE 1 END AS revision

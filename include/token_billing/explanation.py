@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
+from token_billing.invoices import Invoice, InvoiceLine, LineKind
 from token_billing.model import ReportState
-from token_billing.periods import BillingPeriod
 from token_billing.rating import Price, RatedLine, money, rate
 from token_billing.windows import Side, Window
 
@@ -103,37 +103,6 @@ class ExplainedRow:
     report_id: int | None
 
 
-@dataclass(frozen=True)
-class InvoiceLine:
-    """A line of an invoice: amounts in the currency's minor unit."""
-
-    line_id: str
-    kind: str
-    usage_item_id: str | None
-    price_id: str | None
-    quantity: int
-    amount_cents: int
-    currency: str
-    period: BillingPeriod
-    description: str
-    proposal_id: int | None
-
-    @property
-    def charge(self) -> tuple[str, str | None, str | None, BillingPeriod, int | None]:
-        """What it is a part of: a metered charge has a line for each tier. A line by a proposal is a charge of its own."""
-        kind = "usage" if self.kind == "flat" and self.quantity == 0 else self.kind
-        return kind, self.usage_item_id, self.price_id, self.period, self.proposal_id
-
-
-class Invoice(NamedTuple):
-    """The invoice that lines are on."""
-
-    invoice_id: str
-    customer_id: str
-    status: str
-    finalized_at: datetime | None
-
-
 class Decided(NamedTuple):
     """What was decided about usage that a final invoice did not bill."""
 
@@ -158,7 +127,8 @@ class Charge:
 
     @property
     def is_metered(self) -> bool:
-        return self.lines[0].charge[0] == "usage"
+        """Whether it bills usage. A subscription's first invoice names its metered items as well, and bills nothing of theirs."""
+        return self.lines[0].kind is LineKind.USAGE and (self.invoice.closes_usage or self.quantity > 0)
 
     @property
     def quantity(self) -> int:
@@ -167,7 +137,7 @@ class Charge:
 
     def has(self, line_id: str) -> bool:
         """Whether the line is one of this charge's."""
-        return any(line.line_id == line_id for line in self.lines)
+        return any(line.id == line_id for line in self.lines)
 
     @property
     def too_late(self) -> tuple[ExplainedReport, ...]:
@@ -231,10 +201,11 @@ class Explanation:
 
 
 def charges_of(invoice: Invoice, lines: Iterable[InvoiceLine]) -> list[Charge]:
-    """An invoice's lines by what they are a part of, in their order."""
+    """An invoice's lines by what they are a part of, in their order: a metered charge has a line for each tier, what a proposal made is a
+    charge of its own."""
     parts: dict[object, list[InvoiceLine]] = {}
     for line in lines:
-        parts.setdefault(line.charge, []).append(line)
+        parts.setdefault((line.kind, line.usage_item_id, line.price_id, line.period, line.proposal_id), []).append(line)
     return [Charge(invoice, tuple(part)) for part in parts.values()]
 
 

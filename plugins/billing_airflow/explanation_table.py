@@ -9,6 +9,7 @@ from token_billing.explanation import Charge, ExplainedReport, Explanation
 from token_billing.rating import money
 
 _REPORTS = ("report", "tenant", "hour or side", "state", "tokens", "rows", "row ids", "identifier")
+_TEXTS = ("tenant", "hour or side", "state", "row ids", "identifier")
 
 
 def as_text(explanation: Explanation, *, with_row_ids: bool = False) -> str:
@@ -62,7 +63,7 @@ def _report(explanation: Explanation, with_row_ids: bool) -> Iterator[str]:
     }
     yield "\n".join(
         [
-            *columns(_REPORTS, [_report_columns(report)], _REPORTS[1:4] + _REPORTS[6:]),
+            *columns(_REPORTS, [_report_columns(report)], left=_TEXTS),
             f"revision {report.revision}, generation {report.generation}; "
             + ", ".join(f"{what} {_time(when)}" for what, when in told.items() if when)
             + (f" as {report.quarantine_reason}" if report.quarantine_reason else ""),
@@ -83,10 +84,10 @@ def _report(explanation: Explanation, with_row_ids: bool) -> Iterator[str]:
 
 def _charge(charge: Charge, explanation: Explanation, with_row_ids: bool) -> Iterator[str]:
     final = f", final since {_time(charge.invoice.finalized_at)}" if charge.invoice.finalized_at else ""
-    yield f"invoice {charge.invoice.invoice_id} of {charge.invoice.customer_id}: {charge.invoice.status}{final}"
+    yield f"invoice {charge.invoice.id} of {charge.invoice.customer_id}: {charge.invoice.status}{final}"
     first = charge.lines[0]
     yield (
-        f"{first.charge[0]} of item {first.usage_item_id or '–'} at price {first.price_id or '–'}, {_time(first.period.start)} to "
+        f"{first.kind} of item {first.usage_item_id or '–'} at price {first.price_id or '–'}, {_time(first.period.start)} to "
         f"{_time(first.period.end)}"
     )
     if decided := charge.decided:
@@ -94,7 +95,7 @@ def _charge(charge: Charge, explanation: Explanation, with_row_ids: bool) -> Ite
     rated = charge.rated if len(charge.rated) == len(charge.lines) else [None] * len(charge.lines)
     rows = [
         (
-            line.line_id + (" *" if line.line_id == explanation.name else ""),
+            line.id + (" *" if line.id == explanation.name else ""),
             f"{line.quantity:,}",
             money(line.amount_cents, line.currency),
             "–" if ours is None else money(ours.amount_cents, line.currency) + (" (tie)" if ours.is_tie else ""),
@@ -102,12 +103,12 @@ def _charge(charge: Charge, explanation: Explanation, with_row_ids: bool) -> Ite
         )
         for line, ours in zip(charge.lines, rated, strict=True)
     ]
-    yield from columns(("line", "quantity", "amount", "rated", "description"), rows, ("line", "description"))
+    yield from columns(("line", "quantity", "amount", "rated", "description"), rows, left=("line", "description"))
     if explanation.report is not None:
         yield f"{len(charge.reports):,} reports make up this charge, {sum(one.token_count for one in charge.reports):,} tokens"
     elif charge.reports:
         yield ""
-        yield from columns(_REPORTS, map(_report_columns, charge.reports), _REPORTS[1:4] + _REPORTS[6:])
+        yield from columns(_REPORTS, map(_report_columns, charge.reports), left=_TEXTS)
         rows_held = sum(one.held.row_count for one in charge.reports if one.held)
         yield f"{len(charge.reports):,} reports, {sum(one.token_count for one in charge.reports):,} tokens of {rows_held:,} rows"
         yield from _row_ids(charge.reports, with_row_ids)
@@ -138,15 +139,18 @@ def _report_columns(report: ExplainedReport) -> tuple[str, ...]:
 
 def _charge_record(charge: Charge, *, with_reports: bool) -> dict[str, Any]:
     return {
-        "invoice": {name: _plain(value) for name, value in charge.invoice._asdict().items()},
-        "kind": charge.lines[0].charge[0],
+        "invoice_id": charge.invoice.id,
+        "customer_id": charge.invoice.customer_id,
+        "invoice_status": charge.invoice.status,
+        "finalized_at": _plain(charge.invoice.finalized_at),
+        "kind": charge.lines[0].kind,
         "usage_item_id": charge.lines[0].usage_item_id,
         "price_id": charge.lines[0].price_id,
         "period_start": charge.lines[0].period.start.isoformat(),
         "period_end": charge.lines[0].period.end.isoformat(),
         "lines": [
             {
-                "line_id": line.line_id,
+                "line_id": line.id,
                 "quantity": line.quantity,
                 "amount_cents": line.amount_cents,
                 "currency": line.currency,

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from billing_airflow.text_table import columns
 from token_billing.quarantine import ValuedUsage
 from token_billing.rating import money
 from token_billing.stages.quarantined import worth
@@ -26,14 +27,7 @@ def as_table(usages: Sequence[ValuedUsage]) -> str:
         )
         for one in usages
     ]
-    widths = [max(len(row[place]) for row in (_COLUMNS, *rows)) for place in range(len(_COLUMNS))]
-    lines = [
-        "  ".join(
-            text.ljust(width) if name in ("reason", "tenant", "period") else text.rjust(width)
-            for name, text, width in zip(_COLUMNS, row, widths, strict=True)
-        )
-        for row in (_COLUMNS, *rows)
-    ]
+    lines = columns(_COLUMNS, rows, left=_COLUMNS[:3])
     return "\n".join([*lines, "", f"{worth(list(usages))} in all"])
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from token_billing.adapters.database import Connection
 from token_billing.adapters.price_rows import price_of_row
 from token_billing.adapters.queries import queries
-from token_billing.explanation import Attempt, Decided, ExplainedReport, ExplainedRow, HeldRows, Invoice, InvoiceLine, TakenBack
+from token_billing.explanation import Attempt, Decided, ExplainedReport, ExplainedRow, HeldRows, TakenBack
+from token_billing.invoices import Invoice
 from token_billing.model import ReportState
 from token_billing.periods import BillingPeriod
 from token_billing.rating import Price
@@ -15,28 +16,10 @@ from token_billing.windows import Side, Window
 EXPLAIN = queries("explain.sql")
 
 
-def invoice_lines(db: Connection, name: str) -> tuple[Invoice, list[InvoiceLine]] | None:
-    """The invoice of that name, or the one that the line of that name is on, and all its lines; None where nobody knows the name."""
-    invoice, lines = None, []
-    for (
-        invoice_id,
-        customer_id,
-        status,
-        finalized_at,
-        line_id,
-        kind,
-        item,
-        price_id,
-        quantity,
-        amount,
-        currency,
-        start,
-        end,
-        *rest,
-    ) in db.execute(EXPLAIN["invoice_lines"], {"name": name}):
-        invoice = Invoice(invoice_id, customer_id, status, finalized_at)
-        lines.append(InvoiceLine(line_id, kind, item, price_id, quantity, amount, currency, BillingPeriod(start, end), *rest))
-    return (invoice, lines) if invoice else None
+def invoice(db: Connection, name: str) -> Invoice | None:
+    """The invoice of that name, or the one that the line of that name is on; None where nobody knows the name."""
+    found = db.execute(EXPLAIN["invoice"], {"name": name}).fetchone()
+    return Invoice(*found) if found else None
 
 
 def invoices_billing(db: Connection, report: ExplainedReport) -> list[str]:

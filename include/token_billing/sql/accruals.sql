@@ -20,9 +20,9 @@ WITH cut AS (
     SELECT revocation.report_id, min(coalesce(attempt.answered_at, attempt.noted_at)) AS accepted_at
     FROM billing.revocation
     JOIN billing.push_attempt attempt ON attempt.report_id = revocation.report_id AND attempt.identifier = revocation.identifier
-    WHERE revocation.revoked_at > %(instant)s
+    WHERE revocation.revoked_at >= %(instant)s
     GROUP BY revocation.report_id, revocation.generation
-    HAVING min(coalesce(attempt.answered_at, attempt.noted_at)) <= %(instant)s
+    HAVING min(coalesce(attempt.answered_at, attempt.noted_at)) < %(instant)s
 ), refused AS (
     SELECT report.id, max(attempt.answered_at) AS refused_at
     FROM billing.usage_report report
@@ -36,7 +36,7 @@ WITH cut AS (
     CROSS JOIN LATERAL unnest(proposal.report_ids) AS about (report_id)
     LEFT JOIN billing.invoice_line line ON line.proposal_id = proposal.id
     LEFT JOIN billing.invoice ON invoice.invoice_id = line.invoice_id
-    WHERE proposal.kind = 'late_usage' AND proposal.decision IN ('invoice_item', 'write_off') AND proposal.applied_at <= %(instant)s
+    WHERE proposal.kind = 'late_usage' AND proposal.decision IN ('invoice_item', 'write_off') AND proposal.applied_at < %(instant)s
     GROUP BY about.report_id, proposal.decision
 ), last_fence AS (
     SELECT DISTINCT ON (window_start) window_start, snapshot
@@ -45,8 +45,8 @@ WITH cut AS (
 ), used AS (
     SELECT report.tenant_id, report.usage_item_id, coalesce(report.event_time, report.side_start) AS used_at,
            CASE WHEN report.side_end <= %(instant)s THEN report.token_count ELSE coalesce(cut.token_count, 0) END AS token_count,
-           coalesce(CASE WHEN report.accepted_at <= %(instant)s THEN report.accepted_at END, disowned_since.accepted_at) AS accepted_at,
-           coalesce(report.quarantined_at, refused.refused_at) <= %(instant)s AS is_aside,
+           coalesce(CASE WHEN report.accepted_at < %(instant)s THEN report.accepted_at END, disowned_since.accepted_at) AS accepted_at,
+           coalesce(report.quarantined_at, refused.refused_at) < %(instant)s AS is_aside,
            coalesce(report.quarantine_reason IN ('before_adoption', 'excluded_tenant'), false) AS is_excluded,
            report.attempt_count > 0 AS is_attempted, decided.decision, decided.finalized_at AS carried_at
     FROM billing.usage_report report
@@ -80,12 +80,12 @@ WITH cut AS (
         WHERE line.kind = 'usage' AND invoice.status = ANY(%(final_statuses)s)
           AND coalesce(invoice.billing_reason, '') <> ALL(%(not_closing)s)
     ) told
-    WHERE final_at <= %(instant)s
+    WHERE final_at < %(instant)s
     GROUP BY usage_item_id, period_start, period_end
 )
 SELECT used.tenant_id, bill.usage_item_id, named.name, bill.period_start, bill.period_end, bill.is_billing_period,
        CASE WHEN used.is_excluded OR used.decision = 'write_off' OR NOT used.is_attempted AND excluded.id IS NOT NULL THEN 'excluded'
-            WHEN used.decision = 'invoice_item' THEN CASE WHEN used.carried_at <= %(instant)s THEN 'invoiced' ELSE 'accrued' END
+            WHEN used.decision = 'invoice_item' THEN CASE WHEN used.carried_at < %(instant)s THEN 'invoiced' ELSE 'accrued' END
             WHEN used.accepted_at IS NOT NULL AND final.final_at IS NULL THEN 'accrued'
             WHEN used.accepted_at <= final.final_at THEN 'invoiced'
             WHEN used.accepted_at IS NULL AND used.is_aside THEN 'quarantined'

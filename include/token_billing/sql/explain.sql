@@ -1,12 +1,8 @@
--- name: invoice_lines
--- Every line of an invoice, or of the one that a line is on, in their order.
-SELECT invoice.invoice_id, invoice.customer_id, invoice.status, invoice.finalized_at,
-       line.line_id, line.kind, line.usage_item_id, line.price_id, line.quantity, line.amount_cents, line.currency,
-       line.period_start, line.period_end, line.description, line.proposal_id
-FROM billing.invoice_line line
-JOIN billing.invoice USING (invoice_id)
-WHERE line.invoice_id = coalesce((SELECT named.invoice_id FROM billing.invoice_line named WHERE named.line_id = %(name)s), %(name)s)
-ORDER BY line.position
+-- name: invoice
+-- The invoice of a name, or the one that a line of that name is on.
+SELECT invoice_id, customer_id, subscription_id, billing_reason, status, currency, created_at, finalizes_at, finalized_at, total_cents, read_at
+FROM billing.invoice
+WHERE invoice_id = coalesce((SELECT line.invoice_id FROM billing.invoice_line line WHERE line.line_id = %(name)s), %(name)s)
 
 -- name: invoices_billing
 -- The invoices with a line for an item's usage at a time, or with one that a proposal about the report made.

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from token_billing.adapters import explaining, ledger
+from token_billing.adapters import explaining, invoices, ledger
 from token_billing.adapters.database import Connect, Connection, repeatable_read, session
 from token_billing.errors import NothingToExplain
 from token_billing.explanation import (
@@ -66,9 +66,7 @@ def _of_report(db: Connection, name: str, report_id: int, with_row_ids: bool) ->
 
 
 def _of_invoice(db: Connection, name: str, with_row_ids: bool) -> Explanation:
-    charges = [
-        charge for charge in _charges(db, name) if name == charge.invoice.invoice_id or name in {line.line_id for line in charge.lines}
-    ]
+    charges = [charge for charge in _charges(db, name) if name == charge.invoice.id or name in {line.id for line in charge.lines}]
     if not charges:
         raise NothingToExplain(
             f"{name!r} is no name that this ledger knows. It knows {NAMES}. Invoices are read by `reconcile_invoices`, daily and when one "
@@ -81,8 +79,10 @@ def _of_invoice(db: Connection, name: str, with_row_ids: bool) -> Explanation:
 
 def _charges(db: Connection, name: str) -> list[Charge]:
     """What the invoice of that name, or of the line of that name, bills, with the reports it adds up but not their rows."""
-    invoice, lines = explaining.invoice_lines(db, name) or (None, [])
-    return [] if invoice is None else [_traced(db, charge) for charge in charges_of(invoice, lines)]
+    invoice = explaining.invoice(db, name)
+    if invoice is None:
+        return []
+    return [_traced(db, charge) for charge in charges_of(invoice, invoices.lines_of(db, [invoice.id])[invoice.id])]
 
 
 def _traced(db: Connection, charge: Charge) -> Charge:
