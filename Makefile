@@ -1,6 +1,6 @@
 # Every target sets up what it needs by itself. No account, no Docker; root or not.
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down clean test test-servers test-pooler check lint types imports docs bench bench-webhooks crash kill-points races news months mutation lock
+.PHONY: help install demo up down clean test test-servers test-pooler check lint types imports docs bench bench-webhooks bench-explain crash kill-points races news months mutation lock
 
 RUN := PYTHONPATH=include:plugins .venv/bin/python
 # What `make demo` bills; USAGE=file.csv[.gz] bills that file instead.
@@ -9,6 +9,8 @@ HOURS ?= 24
 # Of `make demo` 40, of `make months` 50.
 TENANTS ?=
 REPEATS ?= 5
+# Rows of the six months in which `make bench-explain` looks.
+ROWS ?= 2000000
 HISTORIES ?= 200
 MONTHS ?= 6
 SEED ?= 1
@@ -73,6 +75,9 @@ bench: .venv/installed ## Ratios of speed, each within one run
 
 bench-webhooks: .venv/installed ## Webhooks a second, none lost, and how long they take
 	@$(RUN) -m benchmarks.webhooks
+
+bench-explain: .venv/installed ## From invoice lines to rows and back in a large table: ROWS=n in six months
+	@$(RUN) -m benchmarks.explaining --rows $(ROWS)
 
 crash: RUN := PYTHONPATH=include:plugins:tests:. .venv/bin/python
 crash: .venv/installed ## Random histories: HISTORIES=n SEED=s

@@ -66,43 +66,63 @@ WITH cut AS (
       AND (last_fence.snapshot IS NULL OR NOT pg_visible_in_snapshot(usage.recorded_xid, last_fence.snapshot))
     GROUP BY usage.tenant_id, date_bin(interval '1 hour', usage.created_at, timestamptz '2000-01-01T00:00Z'), period.id
 ), final AS (
-    SELECT usage_item_id, period_start, period_end, min(final_at) AS final_at
+    -- From when on each item's periods were on a final invoice; never two at once, whatever an invoice says of its period.
+    SELECT usage_item_id, period_start, final_at,
+           least(period_end, lead(period_start) OVER (PARTITION BY usage_item_id ORDER BY period_start)) AS period_end
     FROM (
-        SELECT invoiced.usage_item_id, invoiced.period_start, invoiced.period_end,
-               CASE WHEN invoiced.invoice_status = ANY(%(final_statuses)s)
-                    THEN coalesce(invoice.finalized_at, invoiced.finalizes_at, invoiced.seen_at) ELSE invoiced.finalizes_at END AS final_at
-        FROM billing.invoiced_period invoiced
-        LEFT JOIN billing.invoice USING (invoice_id)
-        UNION ALL
-        SELECT line.usage_item_id, line.period_start, line.period_end, invoice.finalized_at
-        FROM billing.invoice_line line
-        JOIN billing.invoice USING (invoice_id)
-        WHERE line.kind = 'usage' AND invoice.status = ANY(%(final_statuses)s)
-          AND coalesce(invoice.billing_reason, '') <> ALL(%(not_closing)s)
-    ) told
-    WHERE final_at < %(instant)s
-    GROUP BY usage_item_id, period_start, period_end
+        SELECT usage_item_id, period_start, max(period_end) AS period_end, min(final_at) AS final_at
+        FROM (
+            SELECT invoiced.usage_item_id, invoiced.period_start, invoiced.period_end,
+                   CASE WHEN invoiced.invoice_status = ANY(%(final_statuses)s)
+                        THEN coalesce(invoice.finalized_at, invoiced.finalizes_at, invoiced.seen_at)
+                        ELSE invoiced.finalizes_at END AS final_at
+            FROM billing.invoiced_period invoiced
+            LEFT JOIN billing.invoice USING (invoice_id)
+            UNION ALL
+            SELECT line.usage_item_id, line.period_start, line.period_end, invoice.finalized_at
+            FROM billing.invoice_line line
+            JOIN billing.invoice USING (invoice_id)
+            WHERE line.kind = 'usage' AND invoice.status = ANY(%(final_statuses)s)
+              AND coalesce(invoice.billing_reason, '') <> ALL(%(not_closing)s)
+        ) told
+        WHERE final_at < %(instant)s
+        GROUP BY usage_item_id, period_start
+    ) one
+), dated AS MATERIALIZED (
+    -- The tenant's timeline says outright which bill nearly all usage belongs to; asking for each report by itself would take minutes.
+    SELECT used.*, period.price_id, period.period_start, period.period_end, period.id IS NOT NULL AS is_known
+    FROM used
+    LEFT JOIN billing.subscription_period period
+      ON period.tenant_id = used.tenant_id AND period.usage_item_id = used.usage_item_id
+     AND period.billed_from <= used.used_at AND used.used_at < period.billed_until
+    WHERE used.token_count > 0
+), placed AS (
+    SELECT dated.tenant_id, dated.usage_item_id, dated.price_id, dated.period_start, dated.period_end, true AS is_billing_period,
+           used_at, token_count, accepted_at, is_aside, is_excluded, is_attempted, decision, carried_at
+    FROM dated
+    WHERE is_known
+    UNION ALL
+    SELECT dated.tenant_id, bill.usage_item_id, bill.price_id, bill.period_start, bill.period_end, bill.is_billing_period,
+           used_at, token_count, accepted_at, is_aside, is_excluded, is_attempted, decision, carried_at
+    FROM dated
+    CROSS JOIN LATERAL billing.bill_of(dated.tenant_id, dated.usage_item_id, dated.used_at) bill
+    WHERE NOT is_known
 )
-SELECT used.tenant_id, bill.usage_item_id, named.name, bill.period_start, bill.period_end, bill.is_billing_period,
-       CASE WHEN used.is_excluded OR used.decision = 'write_off' OR NOT used.is_attempted AND excluded.id IS NOT NULL THEN 'excluded'
-            WHEN used.decision = 'invoice_item' THEN CASE WHEN used.carried_at < %(instant)s THEN 'invoiced' ELSE 'accrued' END
-            WHEN used.accepted_at IS NOT NULL AND final.final_at IS NULL THEN 'accrued'
-            WHEN used.accepted_at <= final.final_at THEN 'invoiced'
-            WHEN used.accepted_at IS NULL AND used.is_aside THEN 'quarantined'
+SELECT placed.tenant_id, placed.usage_item_id, named.name, placed.period_start, placed.period_end, placed.is_billing_period,
+       CASE WHEN placed.is_excluded OR placed.decision = 'write_off' OR NOT placed.is_attempted AND excluded.id IS NOT NULL THEN 'excluded'
+            WHEN placed.decision = 'invoice_item' THEN CASE WHEN placed.carried_at < %(instant)s THEN 'invoiced' ELSE 'accrued' END
+            WHEN placed.accepted_at IS NOT NULL AND final.final_at IS NULL THEN 'accrued'
+            WHEN placed.accepted_at <= final.final_at THEN 'invoiced'
+            WHEN placed.accepted_at IS NULL AND placed.is_aside THEN 'quarantined'
             ELSE 'unbilled' END AS standing,
-       sum(used.token_count)::bigint,
+       sum(placed.token_count)::bigint,
        price.price_id, price.currency, price.mode, price.tiers, price.package_size, price.package_rounds_up
-FROM used
-CROSS JOIN LATERAL billing.bill_of(used.tenant_id, used.usage_item_id, used.used_at) bill
-LEFT JOIN LATERAL (
-    SELECT min(final.final_at) AS final_at
-    FROM final
-    WHERE final.usage_item_id = bill.usage_item_id AND final.period_start <= used.used_at AND used.used_at < final.period_end
-) final ON true
+FROM placed
+LEFT JOIN final
+  ON final.usage_item_id = placed.usage_item_id AND final.period_start <= placed.used_at AND placed.used_at < final.period_end
 LEFT JOIN billing.excluded_tenant excluded
-  ON excluded.tenant_id = used.tenant_id AND tstzrange(excluded.excluded_from, excluded.excluded_until) @> used.used_at
-LEFT JOIN billing.price ON price.price_id = bill.price_id
-LEFT JOIN billing.catalogue_price named ON named.price_id = bill.price_id
-WHERE used.token_count > 0
-GROUP BY used.tenant_id, bill.usage_item_id, named.name, bill.period_start, bill.period_end, bill.is_billing_period, standing,
+  ON excluded.tenant_id = placed.tenant_id AND tstzrange(excluded.excluded_from, excluded.excluded_until) @> placed.used_at
+LEFT JOIN billing.price ON price.price_id = placed.price_id
+LEFT JOIN billing.catalogue_price named ON named.price_id = placed.price_id
+GROUP BY placed.tenant_id, placed.usage_item_id, named.name, placed.period_start, placed.period_end, placed.is_billing_period, standing,
          price.price_id
