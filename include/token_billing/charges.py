@@ -107,6 +107,7 @@ class Facts:
     subscriptions: Mapping[str, Trial] = field(default_factory=dict)
     proposals: Mapping[int, tuple[int, str]] = field(default_factory=dict)
     billed_elsewhere: Mapping[str, str] = field(default_factory=dict)
+    billed_beside: Mapping[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
     cut_over: datetime | None = None
 
     def parts_of(self, charge: Charge) -> Sequence[KnownPart]:

@@ -67,7 +67,7 @@ def compare_charge(charge: Charge, our_tokens: int, facts: Facts, evidence: Evid
     if note := _not_comparable(charge, facts):
         return replace(compared, note=note)
     if not tenants:
-        return _unlinked(compared) if charge.quantity else compared
+        return _unlinked(compared, facts) if charge.quantity else compared
     compared = replace(compared, our_tokens=our_tokens)
     if invoice.status == "void":
         return _voided(compared, charge, our_tokens, facts)
@@ -100,13 +100,21 @@ def _not_comparable(charge: Charge, facts: Facts) -> str:
     return ""
 
 
-def _unlinked(compared: Compared) -> Compared:
+def _unlinked(compared: Compared, facts: Facts) -> Compared:
+    """Usage billed by an item that nobody is linked to: of some other customer, or a second time beside an item that somebody is."""
+    found = compared.stripe_tokens or 0
+    cause, tenants = Cause.UNLINKED_TENANT, compared.tenants
     details = (
-        f"item {compared.usage_item_id} bills {compared.stripe_tokens:,} tokens, and no tenant was ever linked to it; link one, or see "
+        f"item {compared.usage_item_id} bills {found:,} tokens, and no tenant was ever linked to it; link one, or see "
         "whose usage is reported under that customer"
     )
-    found = compared.stripe_tokens or 0
-    return _differing(compared, Cause.UNLINKED_TENANT, details, tokens=(0, found), cents=(0, compared.stripe_cents))
+    if beside := facts.billed_beside.get(compared.stripe_id):
+        (item, tenants), cause = beside, Cause.DUPLICATE
+        details = (
+            f"item {compared.usage_item_id} bills {found:,} tokens of a meter that item {item} bills for the same customer as well, so "
+            "that both bill all of it; take one of them off at Stripe"
+        )
+    return _differing(replace(compared, tenants=tenants), cause, details, tokens=(0, found), cents=(0, compared.stripe_cents))
 
 
 def _voided(compared: Compared, charge: Charge, our_tokens: int, facts: Facts) -> Compared:

@@ -112,12 +112,23 @@ def proposed_amounts(db: Connection, proposal_ids: Collection[int]) -> dict[int,
 
 
 def billed_elsewhere(db: Connection, charges: Sequence[Charge]) -> dict[str, str]:
-    """By charge: another invoice that bills the same item for some of the same time."""
+    """By charge: another invoice that bills the same item for most of the same time."""
     rows = [
         {"number": n, "invoice_id": one.invoice.id, "usage_item_id": one.usage_item_id, "price_id": one.price_id, **_times(one.period)}
         for n, one in enumerate(charges)
     ]
     return {charges[n].stripe_id: other for n, other in db.execute(COMPARISON["billed_elsewhere"], {"charges": Jsonb(rows)})}
+
+
+def billed_beside(db: Connection, charges: Sequence[Charge]) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """By charge of an item that nobody is linked to: an item that bills the same customer's usage of the same meter, and its tenants."""
+    rows = [
+        {"number": n, "customer_id": one.invoice.customer_id, "usage_item_id": one.usage_item_id, "price_id": one.price_id}
+        | _times(one.period)
+        for n, one in enumerate(charges)
+    ]
+    found = db.execute(COMPARISON["billed_beside"], {"charges": Jsonb(rows)})
+    return {charges[n].stripe_id: (item, tuple(tenants)) for n, item, tenants in found}
 
 
 def rows_told_of(db: Connection) -> set[tuple[str, datetime]]:

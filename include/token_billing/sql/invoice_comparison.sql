@@ -143,17 +143,29 @@ FROM billing.subscription WHERE subscription_id = ANY(%(ids)s::text[])
 SELECT id, amount_cents, currency FROM billing.proposal WHERE id = ANY(%(ids)s::bigint[]) AND amount_cents IS NOT NULL
 
 -- name: billed_elsewhere
--- Charges whose item an invoice that stands bills for some of the same time: an earlier one, or of a void invoice's charge any.
+-- Charges whose item an invoice that stands bills for most of the same time: an earlier one, or of a void invoice's charge any.
 SELECT charge.number, min(other.invoice_id)
 FROM jsonb_to_recordset(%(charges)s::jsonb) AS charge (
     number integer, invoice_id text, usage_item_id text, price_id text, period_start timestamptz, period_end timestamptz)
 JOIN billing.invoice mine ON mine.invoice_id = charge.invoice_id
 JOIN billing.invoice_line line
   ON line.usage_item_id = charge.usage_item_id AND line.kind = 'usage' AND line.price_id = charge.price_id AND line.quantity > 0
- AND line.period_start < charge.period_end AND line.period_end > charge.period_start
+ AND least(line.period_end, charge.period_end) - greatest(line.period_start, charge.period_start)
+     > (charge.period_end - charge.period_start) / 2
 JOIN billing.invoice other ON other.invoice_id = line.invoice_id
 WHERE other.status <> 'void' AND other.invoice_id <> mine.invoice_id
   AND (mine.status = 'void' OR (other.created_at, other.invoice_id) < (mine.created_at, mine.invoice_id))
+GROUP BY charge.number
+
+-- name: billed_beside
+-- Charges of items that nobody is linked to, at the price, and so of the meter, of an item that bills tenants of the same customer.
+SELECT charge.number, min(period.usage_item_id), array_agg(DISTINCT period.tenant_id)
+FROM jsonb_to_recordset(%(charges)s::jsonb) AS charge (
+    number integer, customer_id text, usage_item_id text, price_id text, period_start timestamptz, period_end timestamptz)
+JOIN billing.subscription_period period
+  ON period.customer_id = charge.customer_id AND period.price_id = charge.price_id AND period.meter_id IS NOT NULL
+ AND period.billed_from < charge.period_end AND period.billed_until > charge.period_start
+WHERE NOT EXISTS (SELECT FROM billing.subscription_period linked WHERE linked.usage_item_id = charge.usage_item_id)
 GROUP BY charge.number
 
 -- name: rows_told_of

@@ -58,6 +58,7 @@ def _facts(
         subscriptions=invoice_comparison.trials(db, {charge.invoice.subscription_id or "" for charge in charges}),
         proposals=invoice_comparison.proposed_amounts(db, {line.proposal_id for _, line in by_hand if line.proposal_id is not None}),
         billed_elsewhere=invoice_comparison.billed_elsewhere(db, list(charges)),
+        billed_beside=invoice_comparison.billed_beside(db, list(charges)),
         cut_over=ledger.identity(db).cut_over,
     )
 

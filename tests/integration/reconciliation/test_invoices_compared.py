@@ -92,3 +92,28 @@ def test_each_planted_error_is_named_by_its_cause_and_nothing_else_is(shop: Invo
     [unlinked] = {about for about in found if about not in PLANTED}
     assert found.pop(unlinked) == ["unlinked_tenant"]
     assert found == {tenant: causes for tenant, causes in PLANTED.items() if causes}
+
+
+def test_a_second_item_on_the_meter_of_one_that_is_linked_is_a_duplicate(shop: InvoicedShop) -> None:
+    """A customer whom two items bill the same tokens pays twice, although no tenant was ever linked to the second one."""
+    shop.subscribe(a="pure")
+    again = {"customer": shop.subscriptions["a"].customer, "items": [{"price": shop.prices["managed_ai_pure"]}]}
+    shop.client.subscriptions.create(again)
+    shop.use(("a", 1_000_000))
+    shop.final()
+    shop.compare()
+    assert shop.found() == {"a": ["duplicate"]}
+
+
+def test_a_line_whose_period_was_shifted_makes_no_duplicate_of_the_next_one(shop: InvoicedShop) -> None:
+    """The invoice after it is right, although the two overlap now."""
+    shop.subscribe(a="pure")
+    shop.use(("a", 1_000_000))
+    shop.final()
+    shop.world.simulator.shift_period(shop.invoice("a").id, 7200)
+    shop.compare()
+    shop.use(("a", 2_000_000), at=shop.world.clock() + timedelta(days=3))
+    shop.period_end += timedelta(days=30)
+    shop.final()
+    shop.compare()
+    assert shop.found() == {"a": ["wrong_period"]}
