@@ -23,8 +23,8 @@ from sandbox.postgres import PostgresServer
 from token_billing.adapters.database import Connect
 from token_billing.stages.explain import explain
 
-START, MONTH, NEXT_MONTH = (datetime(2026, month, 1, tzinfo=UTC) for month in (1, 3, 4))
-HOURS = 181 * 24
+#: The month that is explained is the first one: where in the table it lies makes no difference.
+MONTH, NEXT_MONTH = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC)
 
 #: From an adopted table to the sandbox's layout: half-full pages, and an index of every row's time.
 OWN_LAYOUT = (
@@ -49,7 +49,8 @@ console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 def bench(
-    rows: Annotated[int, typer.Option(min=10_000, help="Rows of token_usage, in six months.")] = 2_000_000,
+    rows: Annotated[int, typer.Option(min=10_000, help="Rows of token_usage.")] = 2_000_000,
+    days: Annotated[int, typer.Option(min=31, help="In so many days; six months, unless told otherwise.")] = 181,
     tenants: Annotated[int, typer.Option(min=3, help="Tenants.")] = 10_000,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds; every figure is their median.")] = 5,
 ) -> None:
@@ -69,8 +70,8 @@ def bench(
         databases = Databases(server)
         databases.make_quiet()
         connect = databases.create("months", APPLICATION_MADE_SQL)
-        make_months(connect, START, HOURS, rows, tenants, say)
-        table = Table(title=f"{rows:,} rows of {tenants:,} tenants in six months", show_edge=False, padding=(0, 0, 0, 1))
+        make_months(connect, MONTH, days * 24, rows, tenants, say)
+        table = Table(title=f"{rows:,} rows of {tenants:,} tenants in {days} days", show_edge=False, padding=(0, 0, 0, 1))
         for name in ("what", "adopted table", "sandbox's layout"):
             table.add_column(name, justify="left" if name == "what" else "right", no_wrap=True)
         say("explaining in the adopted table")

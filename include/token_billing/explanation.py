@@ -115,7 +115,7 @@ class Decided(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Charge:
+class ExplainedCharge:
     """What an invoice bills for one item, price and period: its lines, and the reports that they add up. `price` is None where it was
     never read. `decided`: the proposal that made the line. `reports` may be left out: then nothing is added up."""
 
@@ -188,7 +188,7 @@ class Explanation:
     report: ExplainedReport | None = None
     attempts: tuple[Attempt, ...] = ()
     taken_back: tuple[TakenBack, ...] = ()
-    charges: tuple[Charge, ...] = ()
+    charges: tuple[ExplainedCharge, ...] = ()
     next_step: str | None = None
 
     @property
@@ -200,13 +200,13 @@ class Explanation:
         return found + [one for charge in self.charges for one in charge.differences()]
 
 
-def charges_of(invoice: Invoice, lines: Iterable[InvoiceLine]) -> list[Charge]:
+def explained_charges(invoice: Invoice, lines: Iterable[InvoiceLine]) -> list[ExplainedCharge]:
     """An invoice's lines by what they are a part of, in their order: a metered charge has a line for each tier, what a proposal made is a
     charge of its own."""
     parts: dict[object, list[InvoiceLine]] = {}
     for line in lines:
         parts.setdefault((line.kind, line.usage_item_id, line.price_id, line.period, line.proposal_id), []).append(line)
-    return [Charge(invoice, tuple(part)) for part in parts.values()]
+    return [ExplainedCharge(invoice, tuple(part)) for part in parts.values()]
 
 
 def readings(reports: Iterable[ExplainedReport]) -> list[tuple[str, Side, list[int]]]:

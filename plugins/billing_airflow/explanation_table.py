@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from billing_airflow.text_table import columns
-from token_billing.explanation import Charge, ExplainedReport, Explanation
+from token_billing.explanation import ExplainedCharge, ExplainedReport, Explanation
 from token_billing.rating import money
 
 _REPORTS = ("report", "tenant", "hour or side", "state", "tokens", "rows", "row ids", "identifier")
@@ -82,7 +82,7 @@ def _report(explanation: Explanation, with_row_ids: bool) -> Iterator[str]:
     )
 
 
-def _charge(charge: Charge, explanation: Explanation, with_row_ids: bool) -> Iterator[str]:
+def _charge(charge: ExplainedCharge, explanation: Explanation, with_row_ids: bool) -> Iterator[str]:
     final = f", final since {_time(charge.invoice.finalized_at)}" if charge.invoice.finalized_at else ""
     yield f"invoice {charge.invoice.id} of {charge.invoice.customer_id}: {charge.invoice.status}{final}"
     first = charge.lines[0]
@@ -137,7 +137,7 @@ def _report_columns(report: ExplainedReport) -> tuple[str, ...]:
     )
 
 
-def _charge_record(charge: Charge, *, with_reports: bool) -> dict[str, Any]:
+def _charge_record(charge: ExplainedCharge, *, with_reports: bool) -> dict[str, Any]:
     return {
         "invoice_id": charge.invoice.id,
         "customer_id": charge.invoice.customer_id,

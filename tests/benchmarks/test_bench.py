@@ -56,3 +56,16 @@ def test_every_row_runs_and_is_written_down_whatever_the_environment_holds(tmp_p
         assert len(row["ours_seconds"]) == 1, row
         assert len(row["beside_seconds"]) == (row["key"] != "simulator"), row
         assert (row["met"] is None) == (row["target"] is None), row
+
+
+def test_explanations_are_measured_in_both_layouts(tmp_path: Path) -> None:
+    """Lines large and small, a report and a row, each held against a bare reading; nothing is left behind."""
+    environment = {**os.environ, **FOREIGN, "PYTHONPATH": "include:plugins", "BILLING_SANDBOX_HOME": str(tmp_path)}
+    run = subprocess.run(
+        [sys.executable, "-m", "benchmarks.explaining", "--rows", "10000", "--days", "31", "--tenants", "20", "--repeats", "1"],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout
+    figures = [line for line in run.stdout.splitlines() if line.count("×") == 2]
+    assert len(figures) == 6 and "adopted table" in run.stdout and "sandbox's layout" in run.stdout
+    assert list(tmp_path.iterdir()) == []

@@ -7,11 +7,11 @@ from token_billing.adapters import explaining, invoices, ledger
 from token_billing.adapters.database import Connect, Connection, repeatable_read, session
 from token_billing.errors import NothingToExplain
 from token_billing.explanation import (
-    Charge,
+    ExplainedCharge,
     ExplainedReport,
     Explanation,
     HeldRows,
-    charges_of,
+    explained_charges,
     next_step,
     next_step_of_row,
     readings,
@@ -77,15 +77,15 @@ def _of_invoice(db: Connection, name: str, with_row_ids: bool) -> Explanation:
     )
 
 
-def _charges(db: Connection, name: str) -> list[Charge]:
+def _charges(db: Connection, name: str) -> list[ExplainedCharge]:
     """What the invoice of that name, or of the line of that name, bills, with the reports it adds up but not their rows."""
     invoice = explaining.invoice(db, name)
     if invoice is None:
         return []
-    return [_traced(db, charge) for charge in charges_of(invoice, invoices.lines_of(db, [invoice.id])[invoice.id])]
+    return [_traced(db, charge) for charge in explained_charges(invoice, invoices.lines_of(db, [invoice.id])[invoice.id])]
 
 
-def _traced(db: Connection, charge: Charge) -> Charge:
+def _traced(db: Connection, charge: ExplainedCharge) -> ExplainedCharge:
     line = charge.lines[0]
     decided = explaining.decided(db, line.proposal_id)
     if decided is not None:
@@ -95,7 +95,7 @@ def _traced(db: Connection, charge: Charge) -> Charge:
     return replace(charge, price=explaining.price(db, line.price_id), decided=decided, reports=tuple(explaining.reports(db, ids)))
 
 
-def _bills(charge: Charge, report: ExplainedReport) -> bool:
+def _bills(charge: ExplainedCharge, report: ExplainedReport) -> bool:
     return any(one.id == report.id for one in charge.reports)
 
 
