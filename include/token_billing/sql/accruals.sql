@@ -29,6 +29,12 @@ WITH cut AS (
     JOIN billing.push_attempt attempt ON attempt.report_id = report.id AND attempt.outcome = 'rejected'
     WHERE report.state = 'rejected'
     GROUP BY report.id
+), released_since AS (
+    -- At the instant these were still set aside.
+    SELECT DISTINCT substring(audit.subject FROM '^report (\d+)$')::bigint AS report_id
+    FROM billing.audit
+    WHERE audit.action = 'release' AND audit.decided_at >= %(instant)s
+      AND coalesce((audit.before ->> 'quarantined_at')::timestamptz, '-infinity') < %(instant)s
 ), decided AS (
     -- What a decision carried onto an invoice, or wrote off; and when that invoice became final.
     SELECT about.report_id, proposal.decision, min(invoice.finalized_at) AS finalized_at
@@ -46,13 +52,14 @@ WITH cut AS (
     SELECT report.tenant_id, report.usage_item_id, coalesce(report.event_time, report.side_start) AS used_at,
            CASE WHEN report.side_end <= %(instant)s THEN report.token_count ELSE coalesce(cut.token_count, 0) END AS token_count,
            coalesce(CASE WHEN report.accepted_at < %(instant)s THEN report.accepted_at END, disowned_since.accepted_at) AS accepted_at,
-           coalesce(report.quarantined_at, refused.refused_at) < %(instant)s AS is_aside,
+           released_since.report_id IS NOT NULL OR coalesce(report.quarantined_at, refused.refused_at, 'infinity') < %(instant)s AS is_aside,
            coalesce(report.quarantine_reason IN ('before_adoption', 'excluded_tenant'), false) AS is_excluded,
            report.attempt_count > 0 AS is_attempted, decided.decision, decided.finalized_at AS carried_at
     FROM billing.usage_report report
     LEFT JOIN cut ON cut.id = report.id
     LEFT JOIN disowned_since ON disowned_since.report_id = report.id
     LEFT JOIN refused ON refused.id = report.id
+    LEFT JOIN released_since ON released_since.report_id = report.id
     LEFT JOIN decided ON decided.report_id = report.id
     WHERE report.side_start < %(instant)s
     UNION ALL

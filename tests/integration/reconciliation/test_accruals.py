@@ -51,8 +51,7 @@ def standings(found: list[Accrual]) -> dict[tuple[str, str], int]:
 def shop(world: World) -> InvoicedShop:
     """Acme (Bundled) and bolt (Pure)."""
     shop = InvoicedShop.opened(world)
-    shop.subscribe("acme", "bundled")
-    shop.subscribe("bolt", "pure")
+    shop.subscribe(acme="bundled", bolt="pure")
     return shop
 
 
@@ -148,6 +147,28 @@ def test_no_token_is_left_out_at_any_instant(shop: InvoicedShop, monkeypatch: py
         assert +found == +expected, instant
     for instant, then in asked_then.items():
         assert standings(as_of(shop, instant)) == standings(then), instant
+
+
+def test_what_was_released_since_counts_as_aside_before(shop: InvoicedShop) -> None:
+    """Its cause went away, somebody let it go, and it was billed: before that it was quarantined, and worth the list price."""
+    shop.use(("ghost", 1_000_000))
+    aside = shop.world.clock() + MINUTE
+    shop.at(aside + HOUR)
+    shop.add_tenants("ghost")
+    shop.buy("pure", client_reference_id="ghost")
+    with shop.world.connect() as db:
+        db.execute(
+            "UPDATE billing.usage_report SET state = 'frozen', quarantined_at = NULL, quarantine_reason = NULL WHERE tenant_id = 'ghost'"
+        )
+        db.execute(
+            "INSERT INTO billing.audit (action, subject, decided_by, decided_at, before, after) "
+            "SELECT 'release', 'report ' || id, 'ann', %s, '{}', '{}' FROM billing.usage_report WHERE tenant_id = 'ghost'",
+            [shop.world.clock()],
+        )
+    for before in (aside, shop.world.clock()):
+        assert open_parts(as_of(shop, before)) == {("ghost", "quarantined"): (1_000_000, 2000)}
+    shop.at(shop.world.clock() + MINUTE)
+    assert open_parts(as_of(shop, shop.world.clock())) == {("ghost", "unbilled"): (1_000_000, 2000)}
 
 
 def test_an_instant_to_come_is_refused(shop: InvoicedShop) -> None:

@@ -25,8 +25,7 @@ MINUTE = timedelta(minutes=1)
 def shop(world: World) -> InvoicedShop:
     """Acme (Bundled) used 6 million tokens in three hours, one of them with late usage, and bolt (Pure) some; their month is invoiced."""
     shop = InvoicedShop.opened(world)
-    shop.subscribe("acme", "bundled")
-    shop.subscribe("bolt", "pure")
+    shop.subscribe(acme="bundled", bolt="pure")
     shop.use(("acme", 3_000_000), ("acme", 1_000_000), ("bolt", 70_000))
     shop.use(("acme", 500_000))  # late: a revision of its own
     shop.use(("acme", 1_000_000), at=OPENED + 5 * HOUR)
