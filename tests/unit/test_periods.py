@@ -40,8 +40,8 @@ def invoice(**more: Any) -> SimpleNamespace:
     return SimpleNamespace(**{"id": "in_1", "status": "paid", "billing_reason": "subscription_cycle", **span, **more})
 
 
-def line(item: str | None, start: datetime, end: datetime) -> SimpleNamespace:
-    details = item and SimpleNamespace(subscription_item=item)
+def line(item: str | None, start: datetime, end: datetime, *, proration: bool = False) -> SimpleNamespace:
+    details = item and SimpleNamespace(subscription_item=item, proration=proration)
     period = SimpleNamespace(start=int(start.timestamp()), end=int(end.timestamp()))
     return SimpleNamespace(parent=SimpleNamespace(subscription_item_details=details), period=period)
 
@@ -54,6 +54,14 @@ def test_an_invoices_lines_say_which_usage_it_bills() -> None:
     assert [one.period for one in invoiced_by(invoice(), [ahead], "si_a", END)] == [(START, END)]
     assert invoiced_by(invoice(period_start=5, period_end=5), [ahead], "si_a", END) == []
     assert invoiced_by(invoice(billing_reason="manual"), [ahead], "si_a", END) == [], "made in the middle of a period"
+
+
+def test_a_proration_closes_no_usage() -> None:
+    """An item whose licensed price gives way to a metered one is credited for the very time in which it will bill usage."""
+    credit = line("si_a", START + timedelta(days=5), END, proration=True)
+    at_once = invoice(billing_reason="subscription_update")
+    assert invoiced_by(at_once, [credit], "si_a", END) == []
+    assert [one.period for one in invoiced_by(invoice(), [credit, line("si_a", START, END)], "si_a", END)] == [(START, END)]
 
 
 def test_a_first_period_begins_with_its_item() -> None:

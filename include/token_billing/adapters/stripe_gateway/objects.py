@@ -48,7 +48,7 @@ def terms_of(price: Any) -> Price:
 def invoiced_by(invoice: Any, lines: list[Any], usage_item_id: str, now: datetime) -> list[InvoicedPeriod]:
     """The periods of a subscription item that an invoice closes: those of the item's lines, or, where it has none (no usage at all), the
     one that the invoice itself looks back on."""
-    spans = {(line.period.start, line.period.end) for line in lines if _item_of(line) == usage_item_id}
+    spans = {(line.period.start, line.period.end) for line in lines if _item_of(line) == usage_item_id and not _is_proration(line)}
     # Of other invoices, made in the middle of a period, that span says nothing.
     looks_back_on = {(invoice.period_start, invoice.period_end)} if invoice.billing_reason == "subscription_cycle" else set()
     finalizes_at = getattr(invoice, "automatically_finalizes_at", None)
@@ -86,6 +86,12 @@ def _item_of(line: Any) -> str | None:
         return getattr(line, "subscription_item", None)
     details = line.parent and line.parent.subscription_item_details
     return details.subscription_item if details else None
+
+
+def _is_proration(line: Any) -> bool:
+    """Whether a line only gives back, or charges, a part of a fee that is paid in advance."""
+    details = line.parent and line.parent.subscription_item_details if hasattr(line, "parent") else line
+    return bool(getattr(details, "proration", False))
 
 
 def _cents(holder: Any, name: str) -> Decimal:
