@@ -9,14 +9,18 @@ duplicates, losses and any order come to the same.
    says by which subscription item usage is billed at every instant; subscriptions that the application linked are followed as well.
    Meter events that Stripe did not count after all are found. What does not fit together (a second checkout of a linked tenant,
    subscriptions that overlap, an event that cannot be applied) becomes a discrepancy: `python -m billing_airflow discrepancies`.
+2. **tell_of_final_invoices** – has `reconcile_invoices` run where events told of invoices that became final, or were paid or voided.
+   Skipped where there are none.
 
 `report_usage` does the same before it freezes an hour, but for following what is new.
 """
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-from airflow.sdk import CronDataIntervalTimetable, dag, task
+from airflow.sdk import CronDataIntervalTimetable, TriggerRule, dag, task
 
+from billing_airflow.assets import FINAL_INVOICES
 from billing_airflow.policy import TASK_DEFAULTS
 
 
@@ -37,7 +41,14 @@ def sync_subscriptions() -> None:
 
         return stages.sync_subscriptions()
 
-    sync()
+    @task(inlets=[FINAL_INVOICES], outlets=[FINAL_INVOICES], trigger_rule=TriggerRule.ALL_DONE)
+    def tell_of_final_invoices(*, inlet_events: Any, outlet_events: Any) -> str:
+        """Until when all that is known of final invoices has been told."""
+        from billing_airflow import reconciling
+
+        return reconciling.tell_of_final_invoices(inlet_events[FINAL_INVOICES], outlet_events[FINAL_INVOICES])
+
+    sync() >> tell_of_final_invoices()
 
 
 sync_subscriptions()

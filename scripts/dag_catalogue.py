@@ -4,6 +4,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 CATALOGUE = ROOT / "docs" / "dags.md"
@@ -23,9 +24,8 @@ def catalogue() -> str:
         raise RuntimeError(f"the DAGs do not load: {bag.import_errors}")
     parts = [HEAD]
     for dag_id, dag in sorted(bag.dags.items()):
-        timetable = type(dag.timetable).__name__
         facts = {
-            "schedule": "by hand" if timetable == "NullTimetable" else getattr(dag.timetable, "expression", timetable),
+            "schedule": _schedule(dag.timetable),
             "at once": f"{dag.max_active_runs} runs",
             "tags": ", ".join(sorted(dag.tags)),
             "tasks": " → ".join(f"`{task.task_id}`" for task in dag.topological_sort()),
@@ -34,6 +34,14 @@ def catalogue() -> str:
         text = (dag.doc_md or "").strip().removeprefix(f"### {dag_id}").strip()
         parts.append(f"## {dag_id}\n\n| | |\n|-|-|\n{table}\n\n{text}\n")
     return "\n".join(parts)
+
+
+def _schedule(timetable: Any) -> str:
+    """A cron expression, with the assets that start runs as well."""
+    if by_time := getattr(timetable, "timetable", None):
+        return f"{_schedule(by_time)}, and asset {', '.join(f'`{asset.name}`' for asset in timetable.asset_condition.objects)}"
+    kind = type(timetable).__name__
+    return "by hand" if kind == "NullTimetable" else str(getattr(timetable, "expression", kind))
 
 
 def main() -> int:

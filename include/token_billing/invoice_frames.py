@@ -3,6 +3,7 @@
 import html
 from collections.abc import Sequence
 from datetime import datetime
+from numbers import Integral
 from typing import Any
 
 import pandas as pd
@@ -67,19 +68,10 @@ def compared_frame(compared: Sequence[Compared]) -> pd.DataFrame:
 def totals(frame: pd.DataFrame) -> pd.DataFrame:
     """By currency: charges, tokens and money on both sides, of what could be compared, and how many differ or lie on a tie."""
     comparable = frame[frame["our_tokens"].notna() | frame["our_cents"].notna()]
-    return (
-        comparable.assign(differing=comparable["cause"] != "")
-        .groupby("currency", as_index=False)
-        .agg(
-            charges=("invoice", "size"),
-            our_tokens=("our_tokens", "sum"),
-            stripe_tokens=("stripe_tokens", "sum"),
-            our_cents=("our_cents", "sum"),
-            stripe_cents=("stripe_cents", "sum"),
-            differing=("differing", "sum"),
-            ties=("rounding_tie", "sum"),
-        )
-    )
+    by_currency = comparable.assign(differing=comparable["cause"] != "", charges=1).groupby("currency")
+    counted = by_currency[["charges", "our_tokens", "stripe_tokens", "our_cents", "stripe_cents"]].sum(min_count=1)
+    flagged = by_currency[["differing", "rounding_tie"]].sum().astype("Int64")
+    return counted.join(flagged).reset_index()
 
 
 def statement(frame: pd.DataFrame, found: Sequence[Difference], quarantined: Sequence[ValuedUsage], made_at: datetime) -> Statement:
@@ -136,7 +128,7 @@ def _page(title: str, frame: pd.DataFrame, sums: pd.DataFrame, found: Sequence[D
         _table(
             ["currency", "charges", "our tokens", "Stripe's tokens", "our amount", "Stripe's amount", "differing", "on a tie"],
             [
-                [row.currency.upper(), row.charges, row.our_tokens, row.stripe_tokens, *_amounts(row), row.differing, row.ties]
+                [row.currency.upper(), row.charges, row.our_tokens, row.stripe_tokens, *_amounts(row), row.differing, row.rounding_tie]
                 for row in sums.itertuples()
             ],
         ),
@@ -184,7 +176,12 @@ def _charges(frame: pd.DataFrame) -> str:
             row.stripe_tokens,
             *_amounts(row),
             row.cause,
-            "; ".join(filter(None, [row.note if pd.notna(row.note) else "", "rounding tie" if row.rounding_tie is True else ""])),
+            "; ".join(
+                filter(
+                    None,
+                    [row.note if pd.notna(row.note) else "", "rounding tie" if pd.notna(row.rounding_tie) and row.rounding_tie else ""],
+                )
+            ),
         ]
         for row in frame.itertuples()
     ]
@@ -201,6 +198,12 @@ def _charges(frame: pd.DataFrame) -> str:
         "Stripe's amount",
     ]
     return _table([*head, "cause", "note"], rows, differs="cause")
+
+
+def _noted(row: Any) -> str:
+    """The note, and that a line lies on a tie."""
+    on_tie = ["rounding tie"] if pd.notna(row.rounding_tie) and row.rounding_tie else []
+    return "; ".join([*([row.note] if pd.notna(row.note) and row.note else []), *on_tie])
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[Any]], differs: str = "") -> str:
@@ -220,7 +223,7 @@ def _text(value: Any) -> str:
     """As it may stand in a page, whoever wrote it."""
     if value is None or value is pd.NA or value is pd.NaT:
         return ""
-    return html.escape(f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
+    return html.escape(f"{value:,}" if isinstance(value, Integral) and not isinstance(value, bool) else str(value))
 
 
 def _amounts(row: Any) -> tuple[str, str]:

@@ -68,7 +68,9 @@ def compare_charge(charge: Charge, our_tokens: int, facts: Facts, evidence: Evid
         return replace(compared, note=note)
     if not tenants:
         return _unlinked(compared, facts) if charge.quantity else compared
-    compared = replace(compared, our_tokens=our_tokens)
+    agreed = facts.prices.get(facts.agreed_price(charge))
+    ours = amount_cents(agreed, our_tokens) if agreed and agreed.currency == charge.currency else None
+    compared = replace(compared, our_tokens=our_tokens, our_cents=ours)
     if invoice.status == "void":
         return _voided(compared, charge, our_tokens, facts)
     return _judged(compared, charge, our_tokens, facts, evidence)
@@ -121,8 +123,7 @@ def _voided(compared: Compared, charge: Charge, our_tokens: int, facts: Facts) -
     """What a voided invoice billed is billed nowhere, unless another one bills it, or nothing was to be billed."""
     if _bills_nothing(charge, facts) or charge.stripe_id in facts.billed_elsewhere or not our_tokens:
         return replace(compared, note="void")
-    price = facts.prices.get(facts.agreed_price(charge))
-    cents = (amount_cents(price, our_tokens), 0) if price else None
+    cents = None if compared.our_cents is None else (compared.our_cents, 0)
     details = f"the invoice is void, and no other one bills these {our_tokens:,} tokens"
     return _differing(compared, Cause.VOIDED_INVOICE, details, tokens=(our_tokens, 0), cents=cents)
 
@@ -139,7 +140,7 @@ def _judged(compared: Compared, charge: Charge, our_tokens: int, facts: Facts, e
         compared = _differing(compared, Cause.UNEXPLAINED, details, cents=(0, charge.amount_cents)) if charge.amount_cents else compared
     if charge.price_id != agreed:
         details = f"item {charge.usage_item_id} is billed at price {charge.price_id}; its price in that period was {agreed}"
-        cents = (amount_cents(price, our_tokens), charge.amount_cents) if price else None
+        cents = None if compared.our_cents is None else (compared.our_cents, charge.amount_cents)
         compared = _differing(compared, Cause.WRONG_PRICE, details, cents=cents)
         price = None
     if charge.period != period:
@@ -164,7 +165,7 @@ def _judged(compared: Compared, charge: Charge, our_tokens: int, facts: Facts, e
 def _rated(compared: Compared, charge: Charge, our_tokens: int, price: Price, facts: Facts) -> Compared:
     """The amounts of the lines, by what their quantities come to under the price as it was first read."""
     rated = rate(price, charge.quantity)
-    compared = replace(compared, our_cents=amount_cents(price, our_tokens), is_tie=any(line.is_tie for line in rated))
+    compared = replace(compared, is_tie=any(line.is_tie for line in rated))
     if not charge.lines or _match(charge.lines, rated):
         # What a tie was rounded to is Stripe's to say.
         return replace(compared, our_cents=charge.amount_cents) if charge.lines and charge.quantity == our_tokens else compared

@@ -8,6 +8,15 @@ from typing import Any
 
 from token_billing.errors import BadEvent
 
+#: Events that tell of an invoice whose lines stay as they are. Paid is also what was paid another way, which no payment succeeded in.
+FINAL_INVOICE_EVENTS = (
+    "invoice.finalized",
+    "invoice.paid",
+    "invoice.payment_succeeded",
+    "invoice.voided",
+    "invoice.marked_uncollectible",
+)
+
 #: Events of these types are wanted, and nothing else is kept.
 SNAPSHOT_EVENTS = (
     "checkout.session.completed",
@@ -16,11 +25,7 @@ SNAPSHOT_EVENTS = (
     "customer.subscription.updated",
     "customer.subscription.deleted",
     "invoice.created",
-    "invoice.finalized",
-    "invoice.paid",
-    "invoice.payment_succeeded",
-    "invoice.voided",
-    "invoice.marked_uncollectible",
+    *FINAL_INVOICE_EVENTS,
 )
 
 #: Thin events about meter events that Stripe accepted and then did not count.

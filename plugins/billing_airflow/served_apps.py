@@ -7,6 +7,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from importlib import import_module
 from typing import Any
+from urllib.parse import urlsplit
+
+from airflow.configuration import conf
 
 from billing_airflow.empty_port import EmptyPortIsNull
 
@@ -30,6 +33,20 @@ class ImportedOnFirstRequest:
 
 
 #: Mounted without a login: each application sees to its own door.
-FASTAPI_APPS = [{"app": ImportedOnFirstRequest("billing_airflow.webhook"), "url_prefix": "/api/billing", "name": "Token billing webhook"}]
+FASTAPI_APPS = [
+    {"app": ImportedOnFirstRequest("billing_airflow.webhook"), "url_prefix": "/api/billing", "name": "Token billing webhook"},
+    {"app": ImportedOnFirstRequest("billing_airflow.statement_pages"), "url_prefix": "/billing/statements", "name": "Billing statements"},
+]
+
+#: Pages of the menu; their addresses stand below that of the server itself.
+EXTERNAL_VIEWS = [
+    {
+        "name": "Billing statements",
+        "href": f"{urlsplit(conf.get('api', 'base_url', fallback='')).path.rstrip('/')}/billing/statements/",
+        "destination": "nav",
+        "category": "browse",
+        "url_route": "billing-statements",
+    }
+]
 
 FASTAPI_ROOT_MIDDLEWARES = [{"middleware": EmptyPortIsNull, "args": [], "kwargs": {}, "name": "Test button of connections without a port"}]

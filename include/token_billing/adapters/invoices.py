@@ -8,6 +8,7 @@ from token_billing.adapters.database import Connection, storable
 from token_billing.adapters.queries import queries
 from token_billing.invoices import InvoiceLine, LineKind, ReadInvoice
 from token_billing.periods import BillingPeriod
+from token_billing.stripe_events import FINAL_INVOICE_EVENTS
 
 INVOICES = queries("invoices.sql")
 
@@ -60,6 +61,12 @@ def lines_of(db: Connection, invoice_ids: Collection[str]) -> dict[str, list[Inv
 def forget_draft(db: Connection, invoice_id: str, began: datetime) -> None:
     """Stripe has no such draft any more, as a run that began at a time found out."""
     db.execute(INVOICES["forget_draft"], {"id": invoice_id, "began": began})
+
+
+def final_invoices_told(db: Connection, since: datetime) -> datetime | None:
+    """When the newest event about a final invoice was handled, of those handled since then; None where there is none."""
+    found = db.execute(INVOICES["final_invoices_told"], {"since": since, "types": list(FINAL_INVOICE_EVENTS)}).fetchone()
+    return found[0] if found else None
 
 
 def _row(line: InvoiceLine) -> dict[str, Any]:

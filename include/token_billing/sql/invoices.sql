@@ -69,3 +69,7 @@ VALUES (%(invoice_id)s, %(position)s, %(id)s, %(kind)s, %(usage_item_id)s, %(pri
 -- name: forget_draft
 -- A draft that Stripe no longer has, with its lines.
 DELETE FROM billing.invoice WHERE invoice_id = %(id)s AND status = 'draft' AND read_at < %(began)s
+
+-- name: final_invoices_told
+-- When the newest event about a final invoice was handled, of those handled since a time.
+SELECT max(handled_at) FROM billing.stripe_event WHERE handled_at > %(since)s AND event_type = ANY(%(types)s::text[])
