@@ -11,17 +11,14 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
-import psycopg
 import pytest
 
+from adopted import adopted_copy, make_template
 from pooler.pgbouncer import PROGRAM, PgBouncer, pgbouncer
 from sandbox.environment import SandboxServices, airflow_environment
 from sandbox.postgres import PostgresServer
-from sandbox.services import prepare_billing_database
 from sandbox.stripe_simulator.process import StripeSimulator
 from stack_fixture import stack as stack
-from token_billing.adapters import ledger
-from token_billing.adapters.clock import system_clock
 from token_billing.model import Sink
 from world import World
 
@@ -87,12 +84,8 @@ def simulator(_simulator: StripeSimulator) -> StripeSimulator:
 
 @pytest.fixture(scope="session")
 def _adopted_template(postgres: PostgresServer) -> str:
-    """A database with the application's tables, adopted but for the ledger's identity; copied for each test."""
-    dsn = postgres.recreate_database("adopted")
-    prepare_billing_database(dsn)
-    with psycopg.connect(dsn) as db:
-        db.execute("DELETE FROM billing.ledger")  # what a copy of another ledger is refused for
-    return "adopted"
+    """What is copied for each test."""
+    return make_template(postgres)
 
 
 @pytest.fixture(scope="session")
@@ -109,11 +102,8 @@ def billing_dsn(postgres: PostgresServer, _adopted_template: str, request: pytes
     """A fresh, adopted billing database."""
     pooled = bool(_POOLED) or "pooler" in request.fixturenames
     pooler: PgBouncer | None = request.getfixturevalue("pooler") if pooled else None
-    with psycopg.connect(postgres.dsn(), autocommit=True) as admin, pooler.without("billing") if pooler else nullcontext():
-        admin.execute("DROP DATABASE IF EXISTS billing WITH (FORCE)")
-        admin.execute(f"CREATE DATABASE billing TEMPLATE {_adopted_template}")
-    with psycopg.connect(postgres.dsn("billing")) as db:
-        ledger.create(db, None, system_clock())  # one of its own
+    with pooler.without("billing") if pooler else nullcontext():
+        adopted_copy(postgres, _adopted_template)
     return (pooler or postgres).dsn("billing")
 
 

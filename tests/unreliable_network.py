@@ -2,13 +2,14 @@
 
 import http.client
 import json
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
+
+from serving import serving
 
 
 class UnreliableNetwork:
@@ -109,10 +110,5 @@ class UnreliableNetwork:
 @contextmanager
 def unreliable_network(simulator_base: str) -> Iterator[UnreliableNetwork]:
     network = UnreliableNetwork(simulator_base)
-    thread = threading.Thread(target=network._server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with serving(network._server):
         yield network
-    finally:
-        network._server.shutdown()
-        network._server.server_close()

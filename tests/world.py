@@ -56,7 +56,9 @@ class World:
 
     @property
     def target(self) -> StripeTarget:
-        return StripeTarget(self.simulator.api_key, self.stripe_base or self.simulator.base_url, sandbox=True, timeout_s=5)
+        return StripeTarget(
+            self.simulator.api_key, self.stripe_base or self.simulator.base_url, sandbox=True, timeout_s=5, read_backoff_s=0.01
+        )
 
     def sql(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
         """One statement in its own transaction."""

@@ -10,12 +10,10 @@ import psutil
 import psycopg
 import pytest
 
+from adopted import TEMPLATE, adopted_copy, make_template
 from crash.places import places
 from sandbox.postgres import PostgresServer
-from sandbox.services import prepare_billing_database
 from sandbox.stripe_simulator.process import StripeSimulator
-from token_billing.adapters import ledger
-from token_billing.adapters.clock import system_clock
 from token_billing.adapters.database import Connection
 from world import World
 
@@ -34,22 +32,14 @@ STATEMENTS = {
 def durable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
     """A server of its own, with the settings that production has."""
     with PostgresServer(tmp_path_factory.mktemp("durable") / "postgres", durable=True) as server:
-        dsn = server.recreate_database("adopted")
-        prepare_billing_database(dsn)
-        with psycopg.connect(dsn) as db:
-            db.execute("DELETE FROM billing.ledger")  # each copy has one of its own
+        make_template(server)
         yield server
 
 
 @pytest.fixture
 def world(durable: PostgresServer, simulator: StripeSimulator) -> World:
     """A database and a Stripe account of its own."""
-    with psycopg.connect(durable.dsn(), autocommit=True) as admin:
-        admin.execute("DROP DATABASE IF EXISTS billing WITH (FORCE)")
-        admin.execute("CREATE DATABASE billing TEMPLATE adopted")
-    world = World(durable.dsn("billing"), simulator)
-    with world.connect() as db:
-        ledger.create(db, None, system_clock())
+    world = World(adopted_copy(durable, TEMPLATE), simulator)
     world.link("a", "b")
     for tenant, tokens in TOKENS.items():
         world.use(tenant, tokens)

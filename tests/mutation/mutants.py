@@ -5,6 +5,7 @@ in `mutants/*.toml`: exact text near the marker, what stands there instead, and 
 
 import re
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,9 +63,10 @@ def mutants() -> list[Mutant]:
     return [Mutant(**{**one, "caught_by": tuple(one["caught_by"])}) for table in tables for one in table["mutant"]]
 
 
-def disabled(mutant: Mutant, root: Path = ROOT) -> tuple[Path, str]:
-    """The file with the mutant's safeguard, and its text without the safeguard; raises MutantDoesNotFit."""
-    everywhere = markers(root)
+def disabled(mutant: Mutant, root: Path = ROOT, everywhere: Sequence[Marker] = ()) -> tuple[Path, str]:
+    """The file with the mutant's safeguard, and its text without the safeguard; raises MutantDoesNotFit. `everywhere`: the root's
+    markers, where they were read already."""
+    everywhere = everywhere or markers(root)
     places = [marker for marker in everywhere if marker.safeguard == mutant.safeguard]
     if len(places) != 1:
         raise MutantDoesNotFit(f"{len(places)} markers are called {mutant.safeguard!r}; there must be one")

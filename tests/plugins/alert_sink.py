@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Self
+
+from serving import serving
 
 
 class AlertSink:
@@ -19,6 +21,7 @@ class AlertSink:
 
     def __init__(self) -> None:
         self._messages: list[str] = []
+        self._until_the_end = ExitStack()
         sink = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -37,12 +40,11 @@ class AlertSink:
         )
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self._until_the_end.enter_context(serving(self._server))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self._until_the_end.close()
 
     def told(self, *words: str) -> list[str]:
         """The messages so far that contain all the words."""

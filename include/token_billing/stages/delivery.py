@@ -26,7 +26,8 @@ class Delivery:
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._stopped = False
         self._timeout_s = timeout_s
-        backoff = wait_exponential_jitter(multiplier=settings.backoff_s, max=5)
+        # The jitter, several first waits long, keeps pushes apart that met the same trouble.
+        backoff = wait_exponential_jitter(multiplier=settings.backoff_s, max=5, jitter=5 * settings.backoff_s)
         self._retrying = AsyncRetrying(
             retry=retry_if_result(_wants_another_try),
             wait=lambda state: getattr(_last_outcome(state), "retry_after_s", None) or backoff(state),  # what Stripe asks for comes first

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from adopted import TEMPLATE, adopted_copy, make_template
 from sandbox.postgres import PostgresServer
-from sandbox.services import prepare_billing_database
 from sandbox.stripe_simulator.process import StripeSimulator
 from token_billing.model import Sink
 from world import World
@@ -20,6 +20,7 @@ def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Postgre
     """Two, of which the tests stop and start the first."""
     folder = tmp_path_factory.mktemp("clusters")
     with PostgresServer(folder / "original", durable=False) as one, PostgresServer(folder / "elsewhere", durable=False) as other:
+        make_template(one)
         yield one, other
         one.stop()
 
@@ -38,9 +39,7 @@ def elsewhere(clusters: tuple[PostgresServer, PostgresServer]) -> PostgresServer
 @pytest.fixture
 def world(original: PostgresServer, simulator: StripeSimulator, sink: Sink) -> World:
     """A billing database in a cluster of its own, in which a is frozen and not sent, while b has used nothing yet."""
-    dsn = original.recreate_database("billing")
-    prepare_billing_database(dsn)
-    world = World(dsn, simulator, sink=sink)
+    world = World(adopted_copy(original, TEMPLATE), simulator, sink=sink)
     simulator.reset(clock=world.window.end + timedelta(minutes=5))
     world.set_time(world.window.end + timedelta(minutes=5))
     world.link("a", "b")

@@ -33,6 +33,8 @@ class StripeTarget:
     base: str = STRIPE_BASE
     sandbox: bool = False
     timeout_s: float = 20.0
+    #: The first wait before a read is tried again.
+    read_backoff_s: float = 0.25
 
     def __post_init__(self) -> None:
         # safeguard: every target is checked
@@ -66,7 +68,7 @@ class StripeConnection:
         again = AsyncRetrying(
             retry=retry_if_exception(_may_pass),
             stop=stop_after_attempt(4),
-            wait=wait_exponential_jitter(multiplier=0.25, max=5),
+            wait=wait_exponential_jitter(multiplier=self._target.read_backoff_s, max=5, jitter=4 * self._target.read_backoff_s),
             reraise=True,
         )
 
