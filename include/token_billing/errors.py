@@ -121,6 +121,10 @@ class NoSuchStatement(OperatorNeeded):
     """The statement does not exist."""
 
 
+class MetersNotTold(OperatorNeeded):
+    """Stripe does not tell what some customers' meters hold, so that their usage cannot be confirmed."""
+
+
 class DiscrepanciesFound(OperatorNeeded):
     """Our books and Stripe's differ by more than the tolerance, and nobody has dealt with it."""
 

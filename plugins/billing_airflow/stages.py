@@ -17,6 +17,7 @@ from token_billing.adapters.stripe_gateway import StripeTarget
 from token_billing.catalog_plan import Wanted
 from token_billing.errors import FactsUnknown, SendingPaused
 from token_billing.model import Shard
+from token_billing.reconciliation import OF_METERS
 from token_billing.settings import PushSettings, ReconcileSettings, price_overrides, shards_for
 from token_billing.stages import cancel_surplus as cancelling
 from token_billing.stages import check_conservation as checking
@@ -25,9 +26,11 @@ from token_billing.stages import freeze as freezing
 from token_billing.stages import hold, late_usage
 from token_billing.stages import mark_billed as marking
 from token_billing.stages import push as pushing
+from token_billing.stages import reconcile_meters as reconciling_meters
 from token_billing.stages import set_up_stripe as setting_up
 from token_billing.stages import sync_subscriptions as syncing
 from token_billing.stages.adopt import adopt_if_new
+from token_billing.stages.discrepancies import require_none
 from token_billing.windows import Window, window_of
 
 log = logging.getLogger(__name__)
@@ -128,6 +131,17 @@ def mark_billed(window: str) -> dict[str, int]:
 def check_conservation(window: str) -> dict[str, int]:
     """The window's tokens by what became of them."""
     return checking.check_conservation(newest_billing_db(), _window(window))
+
+
+def reconcile_meters() -> dict[str, int]:
+    """Compares what Stripe's meters count with what was accepted; returns counts."""
+    target, settings = _stripe()
+    return reconciling_meters.reconcile_meters(_adopted_db(), target, billing_clock(), settings)
+
+
+def require_meters_agree() -> int:
+    """How many differences of meters are open within the tolerance; fails where any goes beyond it."""
+    return require_none(newest_billing_db(), OF_METERS, ReconcileSettings.from_environment().tolerance)
 
 
 def plan_set_up(context: Context) -> str:

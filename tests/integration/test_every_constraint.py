@@ -109,6 +109,11 @@ REFUSED = {
     "only_what_counts_is_confirmed": FROZEN.format("confirmed_at = now()"),
     "it_differs": DIFFERENCE.format(5, "'2026-01-02'"),
     "seen_in_order": DIFFERENCE.format(4, "'2026-01-03'"),
+    "concluded_from_what_was_seen": DIFFERENCE.format(4, "'2026-01-02'").replace("'2026-01-02')", "'2026-01-02', '2026-01-03')"),
+    "read_after_its_end": (
+        "INSERT INTO billing.meter VALUES ('mtr', 'e', 'c', 'v') ON CONFLICT DO NOTHING; "
+        "INSERT INTO billing.period_reading VALUES ('cus', 'mtr', '2026-01-01', '2026-02-01', '2026-01-31')"
+    ),
     "money_has_a_currency": NEWS.format("tenant_id, found_cents", "duplicate", "'t', 1"),
     "only_a_final_invoice_is_compared": INVOICE.format("draft", "now()"),
     "one_line_at_a_place": (LINE.format("manual", "2026-01-01") + ", ('im', 'in', 0, 'manual', 1, 1, 'usd', '2026-01-01', '2026-01-02')"),

@@ -2,7 +2,7 @@
 -- What does not fit together about a tenant or an object at Stripe, once as long as it is open.
 INSERT INTO billing.discrepancy (cause, tenant_id, stripe_id, details, found_at)
 VALUES (%(cause)s, %(tenant_id)s, %(stripe_id)s, %(details)s, %(now)s)
-ON CONFLICT (cause, coalesce(tenant_id, ''), coalesce(stripe_id, ''), coalesce(window_start, '-infinity'))
+ON CONFLICT (cause, coalesce(tenant_id, ''), coalesce(stripe_id, ''), coalesce(scope, ''), coalesce(window_start, '-infinity'))
     WHERE report_id IS NULL AND resolved_at IS NULL
 DO UPDATE SET details = EXCLUDED.details
 
@@ -52,17 +52,17 @@ UPDATE billing.discrepancy known SET resolved_at = %(now)s
 WHERE known.scope = ANY(%(scopes)s::text[]) AND known.resolved_at IS NULL
   AND NOT EXISTS (
       SELECT FROM jsonb_to_recordset(%(found)s::jsonb) AS found (
-          cause text, tenant_id text, stripe_id text, report_id bigint, window_start timestamptz)
+          cause text, scope text, tenant_id text, stripe_id text, report_id bigint, window_start timestamptz)
       WHERE found.cause = known.cause AND found.report_id IS NOT DISTINCT FROM known.report_id
         AND (known.report_id IS NOT NULL
-             OR (found.tenant_id, found.stripe_id, found.window_start)
-                IS NOT DISTINCT FROM (known.tenant_id, known.stripe_id, known.window_start)))
+             OR (found.scope, found.tenant_id, found.stripe_id, found.window_start)
+                IS NOT DISTINCT FROM (known.scope, known.tenant_id, known.stripe_id, known.window_start)))
 
 -- name: note_differences
 -- What a comparison found, once each as long as it is open; says how many are news.
 -- What a person settled comes back only with other figures.
 WITH found AS (
-    SELECT DISTINCT ON (cause, report_id, tenant_id, stripe_id, window_start) *
+    SELECT DISTINCT ON (cause, report_id, scope, tenant_id, stripe_id, window_start) *
     FROM jsonb_to_recordset(%(found)s::jsonb) AS found (
         cause text, scope text, details text, tenant_id text, stripe_id text, report_id bigint, window_start timestamptz,
         expected_tokens bigint, found_tokens bigint, expected_cents bigint, found_cents bigint, currency text)
@@ -74,8 +74,8 @@ WITH found AS (
     FROM found
     WHERE known.resolved_at IS NULL AND known.cause = found.cause AND known.report_id IS NOT DISTINCT FROM found.report_id
       AND (known.report_id IS NOT NULL
-           OR (found.tenant_id, found.stripe_id, found.window_start)
-              IS NOT DISTINCT FROM (known.tenant_id, known.stripe_id, known.window_start))
+           OR (found.scope, found.tenant_id, found.stripe_id, found.window_start)
+              IS NOT DISTINCT FROM (known.scope, known.tenant_id, known.stripe_id, known.window_start))
 ), noted AS (
     INSERT INTO billing.discrepancy
         (cause, scope, details, tenant_id, stripe_id, report_id, window_start, expected_token_count, found_token_count, expected_cents,
@@ -83,14 +83,18 @@ WITH found AS (
     SELECT cause, scope, details, tenant_id, stripe_id, report_id, window_start, expected_tokens, found_tokens, expected_cents,
            found_cents, currency, %(now)s
     FROM found
+    -- safeguard: what a person settled stays settled
     WHERE NOT EXISTS (
         SELECT FROM billing.discrepancy settled
         WHERE settled.resolved_by IS NOT NULL AND settled.cause = found.cause
           AND settled.report_id IS NOT DISTINCT FROM found.report_id
-          AND (settled.tenant_id, settled.stripe_id, settled.window_start, settled.expected_token_count, settled.found_token_count,
-               settled.expected_cents, settled.found_cents)
-              IS NOT DISTINCT FROM (found.tenant_id, found.stripe_id, found.window_start, found.expected_tokens, found.found_tokens,
-                                    found.expected_cents, found.found_cents))
+          -- safeguard: what was settled before a report was sent anew
+          AND NOT EXISTS (SELECT FROM billing.usage_report report
+                          WHERE report.id = found.report_id AND report.accepted_at > settled.resolved_at)
+          AND (settled.scope, settled.tenant_id, settled.stripe_id, settled.window_start, settled.expected_token_count,
+               settled.found_token_count, settled.expected_cents, settled.found_cents)
+              IS NOT DISTINCT FROM (found.scope, found.tenant_id, found.stripe_id, found.window_start, found.expected_tokens,
+                                    found.found_tokens, found.expected_cents, found.found_cents))
     ON CONFLICT DO NOTHING
     RETURNING id
 )

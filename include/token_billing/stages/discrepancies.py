@@ -33,6 +33,7 @@ def require_none(connect: Connect, causes: Collection[Cause], tolerance: Toleran
     beyond = [
         one for one in mine if tolerance.exceeded_by(one.expected_token_count, one.found_token_count, one.expected_cents, one.found_cents)
     ]
+    # safeguard: a discrepancy fails its run
     if beyond:
         counted = ", ".join(f"{count} {cause}" for cause, count in sorted(Counter(one.cause for one in beyond).items()))
         first = "; ".join(f"{one.cause} {one.tenant_id or one.stripe_id or one.report_id}: {one.details}" for one in beyond[:5])

@@ -16,6 +16,7 @@ app = typer.Typer()
 def discrepancies(as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False) -> None:
     """List what does not fit together and waits for a person."""
     from billing_airflow.connections import billing_db
+    from billing_airflow.discrepancy_lines import as_line
     from token_billing.stages.discrepancies import open_discrepancies
 
     with refusals("not listed"):
@@ -23,9 +24,7 @@ def discrepancies(as_json: Annotated[bool, typer.Option("--json", help="For prog
         if as_json:
             typer.echo(json.dumps([asdict(one) for one in found], indent=2, default=str))
         for one in [] if as_json else found:
-            named = {"tenant": one.tenant_id, "report": one.report_id, "Stripe's": one.stripe_id}
-            about = ", ".join(f"{what} {name}" for what, name in named.items() if name)
-            typer.echo(f"{one.id}: {one.cause}, {about}: {one.details or 'see the runbook'} ({one.found_at:%Y-%m-%dT%H:%MZ})")
+            typer.echo(as_line(one))
 
 
 @app.command()

@@ -9,7 +9,8 @@ from typing import NamedTuple, Protocol
 
 import stripe
 
-from token_billing.adapters.stripe_gateway.connection import StripeConnection, message_of
+from token_billing.adapters.stripe_gateway.connection import StripeConnection
+from token_billing.adapters.stripe_gateway.summaries import MeterSummaries
 from token_billing.doubtful import DoubtfulReport
 from token_billing.model import Answer, Destination, NoAnswer
 from token_billing.periods import BillingPeriod
@@ -40,7 +41,7 @@ class ReportSink(Protocol):
         Stripe does not tell."""
 
 
-class BillingMeters(StripeConnection):
+class BillingMeters(MeterSummaries):
     """A report is a meter event, which adds to its customer's meter; it shows in the summary of its minute."""
 
     async def report_usage(
@@ -76,21 +77,6 @@ class BillingMeters(StripeConnection):
             idempotency_key=idempotency_key,
         )
 
-    async def summed_usage(self, customer_id: str, meter_id: str, start: datetime, end: datetime) -> int | None:
-        """The tokens that Stripe's meter counts for the customer in `[start, end)`, whole minutes; it may lag behind what was accepted.
-        None, with a warning, where Stripe does not tell: the customer was deleted, for instance."""
-        wanted = {"customer": customer_id, "start_time": int(start.timestamp()), "end_time": int(end.timestamp())}
-
-        async def summed() -> int:
-            summaries = await self._client.v1.billing.meters.event_summaries.list_async(meter_id, wanted)  # type: ignore[arg-type]
-            return sum([int(summary.aggregated_value) async for summary in summaries.auto_paging_iter()])
-
-        try:
-            return await self._read(summed)
-        except stripe.InvalidRequestError as refusal:
-            log.warning("Stripe does not tell what customer %s used: %s", customer_id, message_of(refusal))
-            return None
-
 
 class UsageRecords(StripeConnection):
     """A report is a usage record: the usage of its subscription item at a second of its own is set, so that a second time changes
@@ -113,19 +99,25 @@ class UsageRecords(StripeConnection):
 
     async def counted_around(self, report: DoubtfulReport) -> Counted | None:
         """Periods of which Stripe does not say where they begin and end tell nothing."""
-        path, event_time = f"/v1/subscription_items/{report.destination.usage_item_id}/usage_record_summaries", report.event_time
+        periods = await self.counted_periods(report.destination.usage_item_id)
+        return next((one for one in periods if one.period and one.period.holds(report.event_time)), None)
 
-        async def counted() -> Counted | None:
+    async def counted_periods(self, usage_item_id: str) -> list[Counted]:
+        """What Stripe counts of an item in each of its billing periods, as far as it says where they begin and end; nothing, with a
+        warning, where it does not tell."""
+        path = f"/v1/subscription_items/{usage_item_id}/usage_record_summaries"
+
+        async def counted() -> list[Counted]:
             answer = await self._client.raw_request_async("get", path, limit=100, stripe_version=USAGE_RECORDS_VERSION)
-            for summary in answer.data["data"]:
-                start, end = summary["period"]["start"], summary["period"]["end"]
-                if start is not None and end is not None and start <= event_time.timestamp() < end:
-                    period = BillingPeriod(datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(end, UTC))
-                    return Counted(int(summary["total_usage"]), period)
-            return None
+            spans = [(one["period"]["start"], one["period"]["end"], int(one["total_usage"])) for one in answer.data["data"]]
+            return [
+                Counted(total, BillingPeriod(datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(end, UTC)))
+                for start, end, total in spans
+                if start is not None and end is not None
+            ]
 
         try:
             return await self._read(counted)
         except (stripe.InvalidRequestError, KeyError, TypeError) as unknown:
-            log.warning("Stripe does not tell what item %s counts: %s", report.destination.usage_item_id, unknown)
-            return None
+            log.warning("Stripe does not tell what item %s counts: %s", usage_item_id, unknown)
+            return []

@@ -9,7 +9,7 @@ import stripe
 
 from token_billing.adapters.stripe_gateway.connection import message_of
 from token_billing.adapters.stripe_gateway.objects import invoiced_by, present_period, summing_meter, terms_of
-from token_billing.adapters.stripe_gateway.sinks import USAGE_RECORDS_VERSION, BillingMeters, ReportSink, UsageRecords
+from token_billing.adapters.stripe_gateway.sinks import USAGE_RECORDS_VERSION, BillingMeters, Counted, ReportSink, UsageRecords
 from token_billing.errors import StripeRefusesKey
 from token_billing.model import Meter, MeteredItem, Sink
 from token_billing.periods import NOT_CLOSING, InvoicedPeriod
@@ -31,6 +31,10 @@ class StripeGateway(BillingMeters):
     def sink(self, which: Sink) -> ReportSink:
         """Where reports of that sink go."""
         return self if which is Sink.BILLING_METERS else self._usage_records
+
+    async def counted_periods(self, usage_item_id: str) -> list[Counted]:
+        """What Stripe counts of an item's usage records, by billing period."""
+        return await self._usage_records.counted_periods(usage_item_id)
 
     async def metered_item(self, usage_item_id: str) -> MeteredItem:
         """The item's price, meter and present period; what is wrong with it is told in `problem`, not raised. Each meter and each tier

@@ -10,12 +10,23 @@ ALTER TABLE billing.usage_report
 -- What is still to be compared. No column that a push or a marking changes is in it, so those touch no index.
 CREATE INDEX usage_report_unconfirmed ON billing.usage_report (window_start) WHERE confirmed_at IS NULL AND token_count > 0;
 
--- When a customer's meter was last compared.
-CREATE TABLE billing.meter_reading (
-    customer_id  text NOT NULL CHECK (customer_id <> ''),
-    meter_id     text NOT NULL REFERENCES billing.meter,
+-- When a counter was last compared: a customer's meter, or a subscription item (customer '').
+CREATE TABLE billing.counter_reading (
+    customer_id  text NOT NULL,
+    counter      text NOT NULL CHECK (counter <> ''),
     read_at      timestamptz NOT NULL,
-    PRIMARY KEY (customer_id, meter_id)
+    PRIMARY KEY (customer_id, counter)
+);
+
+-- Ended billing periods whose total on a customer's meter was compared, which finds what others reported in hours without usage of ours.
+CREATE TABLE billing.period_reading (
+    customer_id   text NOT NULL CHECK (customer_id <> ''),
+    meter_id      text NOT NULL REFERENCES billing.meter,
+    period_start  timestamptz NOT NULL,
+    period_end    timestamptz NOT NULL,
+    read_at       timestamptz NOT NULL,
+    PRIMARY KEY (customer_id, meter_id, period_start, period_end),
+    CONSTRAINT read_after_its_end CHECK (period_start < period_end AND period_end <= read_at)
 );
 
 -- Hours in which the two differed when they were last compared, and since when: what is to be concluded must have lasted.
@@ -27,9 +38,12 @@ CREATE TABLE billing.meter_difference (
     stripe_token_count     bigint NOT NULL,
     first_seen_at          timestamptz NOT NULL,
     last_seen_at           timestamptz NOT NULL,
+    -- When its cause was last looked for, minute by minute.
+    concluded_at           timestamptz,
     PRIMARY KEY (customer_id, meter_id, window_start),
     CONSTRAINT it_differs CHECK (our_token_count <> stripe_token_count),
-    CONSTRAINT seen_in_order CHECK (first_seen_at <= last_seen_at)
+    CONSTRAINT seen_in_order CHECK (first_seen_at <= last_seen_at),
+    CONSTRAINT concluded_from_what_was_seen CHECK (concluded_at BETWEEN first_seen_at AND last_seen_at)
 );
 
 -- --- Discrepancies ------------------------------------------------------------------------------------------------------
@@ -49,7 +63,7 @@ ALTER TABLE billing.discrepancy
         AND found_row_count IS NOT NULL));
 DROP INDEX billing.one_open_discrepancy_per_object_and_cause;
 CREATE UNIQUE INDEX one_open_discrepancy_per_object_and_cause
-    ON billing.discrepancy (cause, coalesce(tenant_id, ''), coalesce(stripe_id, ''), coalesce(window_start, '-infinity'))
+    ON billing.discrepancy (cause, coalesce(tenant_id, ''), coalesce(stripe_id, ''), coalesce(scope, ''), coalesce(window_start, '-infinity'))
     WHERE report_id IS NULL AND resolved_at IS NULL;
 CREATE INDEX discrepancy_of_scope ON billing.discrepancy (scope) WHERE scope IS NOT NULL;
 
