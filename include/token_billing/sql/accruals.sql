@@ -37,13 +37,13 @@ WITH cut AS (
       AND coalesce((audit.before ->> 'quarantined_at')::timestamptz, '-infinity') < %(instant)s
 ), decided AS (
     -- What a decision carried onto an invoice, or wrote off; and when that invoice became final.
-    SELECT about.report_id, proposal.decision, min(invoice.finalized_at) AS finalized_at
+    SELECT DISTINCT ON (about.report_id) about.report_id, proposal.decision, invoice.finalized_at
     FROM billing.proposal
-    CROSS JOIN LATERAL unnest(proposal.report_ids) AS about (report_id)
+    JOIN billing.decided_report about ON about.proposal_id = proposal.id
     LEFT JOIN billing.invoice_line line ON line.proposal_id = proposal.id
     LEFT JOIN billing.invoice ON invoice.invoice_id = line.invoice_id
     WHERE proposal.kind = 'late_usage' AND proposal.decision IN ('invoice_item', 'write_off') AND proposal.applied_at < %(instant)s
-    GROUP BY about.report_id, proposal.decision
+    ORDER BY about.report_id, proposal.applied_at, invoice.finalized_at
 ), last_fence AS (
     SELECT DISTINCT ON (window_start) window_start, snapshot
     FROM billing.fence

@@ -12,9 +12,9 @@ WHERE line.kind = 'usage' AND line.usage_item_id = %(usage_item_id)s
   AND line.period_start <= %(event_time)s AND %(event_time)s < line.period_end
 UNION
 SELECT line.invoice_id
-FROM billing.proposal
-JOIN billing.invoice_line line ON line.proposal_id = proposal.id
-WHERE %(report_id)s = ANY(proposal.report_ids)
+FROM billing.decided_report decided
+JOIN billing.invoice_line line ON line.proposal_id = decided.proposal_id
+WHERE decided.report_id = %(report_id)s
 ORDER BY invoice_id
 
 -- name: price
@@ -23,7 +23,10 @@ SELECT price_id, currency, mode, tiers, package_size, package_rounds_up FROM bil
 
 -- name: decided
 -- What was decided by a proposal, by whom and when, and the reports that it is about.
-SELECT id, decision, decided_by, decided_at, token_count, report_ids FROM billing.proposal WHERE id = %(id)s
+SELECT id, decision, decided_by, decided_at, token_count,
+       ARRAY(SELECT decided.report_id FROM billing.decided_report decided WHERE decided.proposal_id = proposal.id)
+FROM billing.proposal
+WHERE id = %(id)s
 
 -- name: accepted_reports
 -- The reports that Stripe accepted for an item in a period: found by the customer where a meter counts, else by the item.

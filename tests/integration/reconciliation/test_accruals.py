@@ -16,6 +16,7 @@ from token_billing.errors import ReportsLeftOver, WindowStillOpen
 from token_billing.model import Disowned, RevocationCause
 from token_billing.stages.accruals import accruals
 from token_billing.stages.exclude import exclude
+from token_billing.stages.explain import explain
 from token_billing.stages.revoke import revoke
 from token_billing.windows import HOUR, last_closed_window
 from unreliable_network import unreliable_network
@@ -169,6 +170,47 @@ def test_what_was_released_since_counts_as_aside_before(shop: InvoicedShop) -> N
         assert open_parts(as_of(shop, before)) == {("ghost", "quarantined"): (1_000_000, 2000)}
     shop.at(shop.world.clock() + MINUTE)
     assert open_parts(as_of(shop, shop.world.clock())) == {("ghost", "unbilled"): (1_000_000, 2000)}
+
+
+@pytest.mark.parametrize("decision", ["invoice_item", "write_off"])
+def test_usage_too_late_for_its_invoice_waits_for_a_decision(shop: InvoicedShop, decision: str) -> None:
+    """Unbilled until then, in what it adds to its period's bill; written off, nobody pays for it; carried forward, it is accrued until the
+    invoice that carries it is final."""
+    world = shop.world
+    shop.use(("acme", 4_500_000), at=PERIOD_END - 3 * HOUR)
+    shop.use(("acme", 1_000_000), at=PERIOD_END - 2 * HOUR)
+    shop.final()
+    shop.read()
+    # As if the last report had come after the invoice was final.
+    final = PERIOD_END + HOUR
+    world.sql("UPDATE billing.usage_report SET accepted_at = %s WHERE token_count = 1000000", final + MINUTE)
+    late = {("acme", "unbilled"): (1_000_000, 250)}
+    decided = world.clock() + MINUTE
+    assert open_parts(as_of(shop, world.clock())) == late
+    [(proposal,)] = world.sql(
+        "INSERT INTO billing.proposal (kind, subject, invoice_id, customer_id, usage_item_id, period_start, period_end, token_count, "
+        "evidence, proposed_at, decision, decided_by, decided_at, attempt_count, applied_at) SELECT 'late_usage', 'x', invoice_id, "
+        "customer_id, usage_item_id, period_start, period_end, 1000000, 'late', %s, %s, 'ann', %s, 1, %s FROM billing.invoice_line "
+        "JOIN billing.invoice USING (invoice_id) WHERE quantity = 500000 RETURNING id",
+        world.clock(), decision, decided, decided,
+    )  # fmt: skip
+    shop.at(decided + HOUR)
+    assert open_parts(as_of(shop, decided)) == late
+    carried = {("acme", "accrued"): (1_000_000, 250)} if decision == "invoice_item" else {}
+    assert open_parts(as_of(shop, world.clock())) == carried
+    if carried:
+        world.sql(
+            "INSERT INTO billing.invoice_line (line_id, invoice_id, position, kind, quantity, amount_cents, currency, period_start, "
+            "period_end, proposal_id) SELECT 'il_late', invoice_id, 9, 'manual', 1, 250, 'usd', period_start, period_end, %s "
+            "FROM billing.invoice_line WHERE quantity = 500000",
+            proposal,
+        )
+        assert open_parts(as_of(shop, world.clock())) == {}
+        [charge] = explain(world.connect, "il_late").charges
+        assert [one.token_count for one in charge.reports] == [1_000_000]
+        assert "il_late" in {
+            line.id for charge in explain(world.connect, f"report:{charge.reports[0].id}").charges for line in charge.lines
+        }
 
 
 def test_an_instant_to_come_is_refused(shop: InvoicedShop) -> None:

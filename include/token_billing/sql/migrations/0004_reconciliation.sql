@@ -231,6 +231,24 @@ CREATE TABLE billing.audit (
 CREATE TRIGGER an_audit_row_stands BEFORE UPDATE OR DELETE ON billing.audit
     FOR EACH ROW EXECUTE FUNCTION billing.refuse_change('what was decided is written down for ever');
 
+-- --- What was decided about which reports ----------------------------------------------------------------------------------
+
+-- The reports that a proposal names, or, where it is about what Stripe took after an invoice was final, those that it took so.
+CREATE VIEW billing.decided_report AS
+SELECT proposal.id AS proposal_id, named.report_id
+FROM billing.proposal
+CROSS JOIN LATERAL unnest(proposal.report_ids) AS named (report_id)
+UNION ALL
+SELECT proposal.id, report.id
+FROM billing.proposal
+JOIN billing.invoice ON invoice.invoice_id = proposal.invoice_id
+JOIN billing.usage_report report
+  ON report.customer_id = proposal.customer_id AND report.usage_item_id = proposal.usage_item_id
+ AND report.window_start > proposal.period_start - interval '1 hour' AND report.window_start < proposal.period_end
+ AND report.event_time >= proposal.period_start AND report.event_time < proposal.period_end
+ AND report.accepted_at > invoice.finalized_at AND report.accepted_at <= proposal.proposed_at
+WHERE proposal.kind = 'late_usage' AND proposal.report_ids = '{}';
+
 -- --- Which bill usage belongs to -------------------------------------------------------------------------------------------
 
 -- The item, price and period that bill a tenant's usage of a time, whether or not it was sent; `of_item`: where it went, if it was. By the
