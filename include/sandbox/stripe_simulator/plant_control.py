@@ -1,6 +1,7 @@
 """The control routes that make what Stripe holds wrong, in silence: /simulator/plant/…. A reconciliation must find each.
 
-An event of a foreign reporter needs no route: it is a meter event like any other. No event tells of what is planted here.
+An event of a foreign reporter needs no route: it is a meter event like any other. No event tells of what is planted here, but of an
+invoice item that is added, as whenever somebody adds one.
 """
 
 from __future__ import annotations

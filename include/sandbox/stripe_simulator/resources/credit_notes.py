@@ -2,7 +2,7 @@
 
 Without taxes, discounts and shipping. A refund always succeeds.
 Unverified: that a note of an `amount` alone has one custom line, the wording of all refusals but the one about the sum, and that an open
-invoice whose whole rest is credited is paid.
+invoice whose whole rest is credited is paid, without a payment that succeeded.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def create(state: State, params: Params) -> JsonObject:
         _add_to_balance(state, invoice["customer"], -given["credit_amount"])
     events.emit(state, "credit_note.created", rendered(note))
     if is_open and total == left:
-        invoice_cycle.paid(state, invoice)
+        invoice_cycle.paid(state, invoice, out_of_band=True)
     else:
         events.emit_update(state, "invoice.updated", before, invoice_rendering.rendered(state, invoice))
     return rendered(note)

@@ -16,17 +16,9 @@ from sandbox.stripe_simulator.pagination import list_page
 from sandbox.stripe_simulator.params import (
     BOUNDS,
     EXPAND,
-    ArrayOf,
-    Boolean,
-    Currency,
-    Either,
-    HashOf,
-    Integer,
-    Kind,
     OneOf,
     Params,
     Text,
-    TextMap,
     is_within,
     merged_metadata,
 )
@@ -38,90 +30,13 @@ from sandbox.stripe_simulator.resources import (
     prices,
     prorations,
     subscribed_items,
+    subscription_params,
     subscription_terms,
 )
 from sandbox.stripe_simulator.resources.subscription_rendering import announced, rendered, status_at, stored
 from sandbox.stripe_simulator.state import JsonObject, State
 
 _STATUSES = ("active", "canceled", "incomplete", "incomplete_expired", "past_due", "paused", "trialing", "unpaid")
-#: Stripe allows 20 items on a subscription.
-_ITEM_COUNT = 20
-
-_CANCELLATION_DETAILS = HashOf(
-    fields={
-        "comment": Text(unsettable=True),
-        "feedback": OneOf(
-            words=(
-                "customer_service",
-                "low_quality",
-                "missing_features",
-                "other",
-                "switched_service",
-                "too_complex",
-                "too_expensive",
-                "unused",
-            ),
-            unsettable=True,
-        ),
-    }
-)
-_SHARED: Mapping[str, Kind] = {
-    **{name: kind for name, kind in subscribed_items.PRORATION.items() if name != "proration_date"},
-    "cancel_at_period_end": Boolean(),
-    "collection_method": OneOf(words=("charge_automatically", "send_invoice")),
-    "days_until_due": Integer(minimum=0),
-    "metadata": TextMap(unsettable=True),
-    "off_session": Boolean(),
-    "trial_end": Either(kinds=(OneOf(words=("now",)), Integer(minimum=0))),
-}
-_CREATE: Mapping[str, Kind] = {
-    **_SHARED,
-    "backdate_start_date": Integer(minimum=0),
-    "billing_cycle_anchor": Integer(minimum=0),
-    "billing_cycle_anchor_config": HashOf(
-        fields={
-            "day_of_month": Integer(minimum=1, maximum=31, required=True),
-            "hour": Integer(minimum=0, maximum=23),
-            "minute": Integer(minimum=0, maximum=59),
-            "second": Integer(minimum=0, maximum=59),
-        }
-    ),
-    "billing_mode": HashOf(fields={"type": OneOf(words=("classic", "flexible"), required=True)}),
-    "cancel_at": Integer(minimum=0),
-    "currency": Currency(),
-    "customer": Text(required=True),
-    "description": Text(max_length=500),
-    "items": ArrayOf(element=HashOf(fields={**subscribed_items.WRITABLE, "metadata": TextMap()}), max_count=_ITEM_COUNT, required=True),
-    "trial_period_days": Integer(minimum=0, maximum=730),
-}
-_UPDATE: Mapping[str, Kind] = {
-    **_SHARED,
-    "billing_cycle_anchor": OneOf(words=("now", "unchanged")),
-    "cancel_at": Integer(minimum=0, unsettable=True),
-    "cancellation_details": _CANCELLATION_DETAILS,
-    "description": Text(max_length=500, unsettable=True),
-    "items": ArrayOf(
-        element=HashOf(
-            fields={
-                **subscribed_items.WRITABLE,
-                "clear_usage": Boolean(),
-                "deleted": Boolean(),
-                "id": Text(),
-                "metadata": TextMap(unsettable=True),
-            }
-        ),
-        max_count=2 * _ITEM_COUNT,
-    ),
-    "pause_collection": HashOf(
-        fields={
-            "behavior": OneOf(words=("keep_as_draft", "mark_uncollectible", "void"), required=True),
-            "resumes_at": Integer(minimum=0),
-        },
-        unsettable=True,
-    ),
-    "proration_date": Integer(minimum=0),
-}
-_CANCEL: Mapping[str, Kind] = {"cancellation_details": _CANCELLATION_DETAILS, "invoice_now": Boolean(), "prorate": Boolean()}
 
 
 def create(state: State, params: Params) -> JsonObject:
@@ -417,7 +332,7 @@ EXPANDERS: Mapping[str, Mapping[str, Expander]] = {
 }
 
 ENDPOINTS = [
-    post("/v1/subscriptions", create, _CREATE),
+    post("/v1/subscriptions", create, subscription_params.CREATE),
     get_list(
         "/v1/subscriptions",
         list_,
@@ -430,6 +345,6 @@ ENDPOINTS = [
         status=OneOf(words=(*_STATUSES, "all", "ended")),
     ),
     get("/v1/subscriptions/{subscription_exposed_id}", retrieve),
-    post("/v1/subscriptions/{subscription_exposed_id}", update, _UPDATE),
-    delete("/v1/subscriptions/{subscription_exposed_id}", cancel, **_CANCEL, **EXPAND),
+    post("/v1/subscriptions/{subscription_exposed_id}", update, subscription_params.UPDATE),
+    delete("/v1/subscriptions/{subscription_exposed_id}", cancel, **subscription_params.CANCEL, **EXPAND),
 ]
