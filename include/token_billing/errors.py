@@ -151,3 +151,7 @@ class CatalogueRefused(OperatorNeeded):
 
 class WebhookSecretUnknown(OperatorNeeded):
     """Stripe shows a webhook endpoint's signing secret once, and nobody here kept it."""
+
+
+class ReleaseRefused(OperatorNeeded):
+    """A report is not quarantined, or its cause stands, or it was settled otherwise, or it may have been sent after all."""

@@ -206,7 +206,7 @@ class SendableReport(NamedTuple):
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer of Stripe's to one request: the HTTP status, and what its error body and headers say."""
+    """One answer of Stripe's to one request: the HTTP status, and what its error body and headers say; `object_id`: what it made."""
 
     http_status: int
     error_type: str | None = None
@@ -214,6 +214,7 @@ class Answer:
     message: str | None = None
     replayed: bool = False
     retry_after_s: float | None = None
+    object_id: str | None = None
 
 
 @dataclass(frozen=True)

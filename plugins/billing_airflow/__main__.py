@@ -2,10 +2,10 @@
 
 import typer
 
-from billing_airflow.commands import discrepancies, exclusions, finance, ledger, quarantine, sending, statements
+from billing_airflow.commands import discrepancies, exclusions, finance, ledger, proposals, quarantine, sending, statements
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for topic in (ledger, sending, quarantine, discrepancies, exclusions, finance, statements):
+for topic in (ledger, sending, quarantine, discrepancies, exclusions, finance, statements, proposals):
     app.add_typer(topic.app)
 
 

@@ -17,14 +17,18 @@ from token_billing.adapters.stripe_gateway import StripeTarget
 from token_billing.catalog_plan import Wanted
 from token_billing.errors import FactsUnknown, SendingPaused
 from token_billing.model import Shard
+from token_billing.proposals import Decision
 from token_billing.reconciliation import OF_METERS
 from token_billing.settings import PushSettings, ReconcileSettings, price_overrides, shards_for
+from token_billing.stages import apply_proposals as applying
 from token_billing.stages import cancel_surplus as cancelling
 from token_billing.stages import check_conservation as checking
 from token_billing.stages import close_billing_periods as closing
+from token_billing.stages import decide_proposals as deciding
 from token_billing.stages import freeze as freezing
 from token_billing.stages import hold, late_usage
 from token_billing.stages import mark_billed as marking
+from token_billing.stages import propose as proposing
 from token_billing.stages import push as pushing
 from token_billing.stages import reconcile_meters as reconciling_meters
 from token_billing.stages import set_up_stripe as setting_up
@@ -117,9 +121,42 @@ def questions_about_held() -> list[dict[str, Any]]:
 
 def decide(report_id: int, approve: bool, user: Any) -> str:
     """Carries a person's decision out; `user` as Airflow tells who answered."""
-    by = str(user.get("name") or user.get("id") if isinstance(user, dict) else user or "somebody")
+    by = _name_of(user)
     hold.decide(newest_billing_db(), report_id, approve=approve, by=by, clock=billing_clock())
     return f"{'approved' if approve else 'refused'} by {by}"
+
+
+def apply_proposals(only: int | None = None) -> int:
+    """Carries out what people decided about proposals, or about one; returns how many are done. Skipped while sending is paused."""
+    target, settings = _stripe()
+    try:
+        return applying.apply_proposals(newest_billing_db(), target, billing_clock(), settings, only)
+    except SendingPaused as pause:
+        raise AirflowSkipException(str(pause)) from pause
+
+
+def questions_about_proposals() -> list[dict[str, Any]]:
+    """What to ask about the proposals that nobody is being asked about."""
+    return [
+        {
+            "number": one.id,
+            "subject": f"{one.what.kind} of {one.what.tenant_id or one.what.customer_id}: {one.what.worth}?",
+            "body": (
+                f"{one.what.evidence}.\n\nNothing is done before somebody decides; the runbook says what each choice does, under "
+                f'"Proposals". The same from a shell: `python -m billing_airflow decide-proposal {one.id}`.'
+            ),
+            "options": [str(choice) for choice in one.what.choices],
+        }
+        for one in proposing.take_questions(_adopted_db(), billing_clock())
+    ]
+
+
+def decide_proposal(number: int, answer: str, user: Any) -> str:
+    """Carries a person's decision about a proposal out; `user` as Airflow tells who answered."""
+    decided = deciding.decide(newest_billing_db(), number, Decision(answer), _name_of(user), billing_clock())
+    if decided.applied_at is None and decided.decision != Decision.DECLINED:
+        apply_proposals(number)
+    return decided.standing
 
 
 def mark_billed(window: str) -> dict[str, int]:
@@ -154,6 +191,10 @@ def apply_set_up(context: Context) -> str:
     if not context["params"]["apply"]:
         raise AirflowSkipException("this run only plans; trigger another with `apply` switched on to carry the plan out")
     return str(setting_up.apply_set_up(_adopted_db(), stripe_target(), _wanted(context), billing_clock(), _keep_webhook_secret))
+
+
+def _name_of(user: Any) -> str:
+    return str(user.get("name") or user.get("id") if isinstance(user, dict) else user or "somebody")
 
 
 def _wanted(context: Context) -> Wanted:

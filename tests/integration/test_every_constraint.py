@@ -126,6 +126,8 @@ REFUSED = {
     "withdrawn_or_decided": PROPOSAL.format("withdrawn_at, decision, decided_by, decided_at", "now(), 'resend', 'ann', now()"),
     "proposed_money_has_a_currency": PROPOSAL.format("amount_cents", "1"),
     "proposed_once_at_a_time": PROPOSAL.format("asked_at", "now()), ('resend', 's', 1, 'e', now(), now()"),
+    "only_attempts_make_anything": PROPOSAL.format("may_have_arrived", "true"),
+    "refused_or_applied": PROPOSAL.format("attempt_count, may_have_arrived, refused_at, attempted_at", "1, true, now(), now()"),
     "billable_usage": "INSERT INTO token_usage (tenant_id, model, input_tokens, output_tokens, created_at) VALUES ('a', 'm', -1, 0, now())",
 }
 

@@ -97,7 +97,7 @@ class StripeConnection:
             # safeguard: a success names the event
             if not isinstance(answer.data, dict) or not is_about_it(answer.data):
                 return NoAnswer("the answer does not name the event that was sent: something else answers for Stripe", never_left=False)
-            return Answer(200)
+            return Answer(200, object_id=answer.data.get("id"))
         except stripe.StripeError as error:
             if error.http_status is None or error.http_status < 300:
                 # safeguard: only a connection never made left nothing

@@ -171,50 +171,72 @@ CREATE TABLE billing.closing_cursor (
 
 -- --- Decisions ----------------------------------------------------------------------------------------------------------
 
--- Quarantined usage that somebody has seen and lets be, for the time being: an invoice need not wait for it.
-CREATE TABLE billing.acknowledgement (
-    report_id        bigint PRIMARY KEY REFERENCES billing.usage_report,
-    acknowledged_by  text NOT NULL CHECK (btrim(acknowledged_by) <> ''),
-    acknowledged_at  timestamptz NOT NULL,
-    reason           text NOT NULL CHECK (btrim(reason) <> '')
-);
-
--- What could be done about what differs; nothing of it is done before somebody decides.
+-- What could be done about what differs or was kept aside; nothing of it is done before somebody decides.
 CREATE TABLE billing.proposal (
-    id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    kind           text NOT NULL CHECK (kind IN ('late_usage', 'overbilled', 'resend', 'release')),
-    subject        text NOT NULL CHECK (subject <> ''),
-    tenant_id      text,
-    invoice_id     text,
-    customer_id    text,
-    usage_item_id  text,
-    price_id       text,
-    period_start   timestamptz,
-    period_end     timestamptz,
-    report_ids     bigint[] NOT NULL DEFAULT '{}',
-    token_count    bigint NOT NULL,
-    amount_cents   bigint,
-    currency       text CHECK (currency ~ '^[a-z]{3}$'),
-    evidence       text NOT NULL CHECK (btrim(evidence) <> ''),
-    proposed_at    timestamptz NOT NULL,
-    asked_at       timestamptz,
-    -- Its cause went away before anybody decided.
-    withdrawn_at   timestamptz,
-    decision       text CHECK (decision IN ('invoice_item', 'credit_note', 'write_off', 'resend', 'release', 'declined')),
-    decided_by     text CHECK (btrim(decided_by) <> ''),
-    decided_at     timestamptz,
-    attempt_count  integer NOT NULL DEFAULT 0 CHECK (attempt_count >= 0),
-    attempted_at   timestamptz,
-    applied_at     timestamptz,
+    id               bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    kind             text NOT NULL CHECK (kind IN ('late_usage', 'overbilled', 'resend', 'release')),
+    subject          text NOT NULL CHECK (subject <> ''),
+    tenant_id        text,
+    -- Where the usage belongs: the invoice that bills its period, the item and its subscription, the price.
+    invoice_id       text,
+    subscription_id  text,
+    customer_id      text,
+    usage_item_id    text,
+    price_id         text,
+    period_start     timestamptz,
+    period_end       timestamptz,
+    -- What it is about: reports of ours, or something that a comparison found.
+    report_ids       bigint[] NOT NULL DEFAULT '{}',
+    discrepancy_id   bigint REFERENCES billing.discrepancy,
+    token_count      bigint NOT NULL,
+    amount_cents     bigint,
+    currency         text CHECK (currency ~ '^[a-z]{3}$'),
+    evidence         text NOT NULL CHECK (btrim(evidence) <> ''),
+    proposed_at      timestamptz NOT NULL,
+    asked_at         timestamptz,
+    -- Its cause went away, or its figures changed, before anybody decided.
+    withdrawn_at     timestamptz,
+    decision         text CHECK (decision IN ('invoice_item', 'credit_note', 'write_off', 'resend', 'release', 'declined')),
+    decided_by       text CHECK (btrim(decided_by) <> ''),
+    decided_at       timestamptz,
+    -- What Stripe was asked to make, under which key, whether it may have made it, and what it said last.
+    request          jsonb,
+    key_number       integer NOT NULL DEFAULT 0 CHECK (key_number >= 0),
+    attempt_count    integer NOT NULL DEFAULT 0 CHECK (attempt_count >= 0),
+    attempted_at     timestamptz,
+    may_have_arrived boolean NOT NULL DEFAULT false,
+    refused_at       timestamptz,
+    message          text CHECK (message <> ''),
+    applied_at       timestamptz,
     -- What was made of it at Stripe.
-    stripe_id      text,
+    stripe_id        text,
     CONSTRAINT proposal_decided_whole CHECK (
         (decision IS NULL) = (decided_at IS NULL) AND (decision IS NULL) = (decided_by IS NULL)),
     CONSTRAINT only_decided_is_applied CHECK (applied_at IS NULL OR (decision IS NOT NULL AND decision <> 'declined')),
     CONSTRAINT withdrawn_or_decided CHECK (withdrawn_at IS NULL OR decision IS NULL),
-    CONSTRAINT proposed_money_has_a_currency CHECK ((amount_cents IS NULL) = (currency IS NULL))
+    CONSTRAINT proposed_money_has_a_currency CHECK ((amount_cents IS NULL) = (currency IS NULL)),
+    CONSTRAINT only_attempts_make_anything CHECK (attempt_count > 0 OR NOT may_have_arrived),
+    CONSTRAINT refused_or_applied CHECK (refused_at IS NULL OR (applied_at IS NULL AND NOT may_have_arrived))
 );
-CREATE UNIQUE INDEX proposed_once_at_a_time ON billing.proposal (kind, subject) WHERE withdrawn_at IS NULL;
+CREATE UNIQUE INDEX proposed_once_at_a_time ON billing.proposal (kind, subject) WHERE withdrawn_at IS NULL AND decision IS NULL;
+CREATE INDEX proposal_of_subject ON billing.proposal (subject) WHERE decision IS NOT NULL;
+
+-- What was decided and done stays; Stripe may have it.
+-- safeguard: what was applied stays applied
+CREATE TRIGGER what_was_applied_stays_applied
+    BEFORE UPDATE OR DELETE ON billing.proposal
+    FOR EACH ROW WHEN (OLD.applied_at IS NOT NULL)
+    EXECUTE FUNCTION billing.refuse_change('what was applied is written down for ever');
+
+-- Quarantined usage that an invoice need not wait for: somebody has seen it and lets it be for the time being, or a proposal has
+-- settled it for good, by an invoice item or a write-off. That happens to a report once.
+CREATE TABLE billing.acknowledgement (
+    report_id        bigint PRIMARY KEY REFERENCES billing.usage_report,
+    acknowledged_by  text NOT NULL CHECK (btrim(acknowledged_by) <> ''),
+    acknowledged_at  timestamptz NOT NULL,
+    reason           text NOT NULL CHECK (btrim(reason) <> ''),
+    proposal_id      bigint REFERENCES billing.proposal
+);
 
 -- Who decided what, and what it changed.
 CREATE TABLE billing.audit (
@@ -224,12 +246,36 @@ CREATE TABLE billing.audit (
     decided_by  text NOT NULL CHECK (btrim(decided_by) <> ''),
     decided_at  timestamptz NOT NULL,
     before      jsonb NOT NULL,
-    after       jsonb NOT NULL
+    after       jsonb NOT NULL,
+    written_by  xid8 NOT NULL DEFAULT pg_current_xact_id()
 );
+CREATE INDEX audit_of_subject ON billing.audit (subject);
 
 -- safeguard: an audit row stands
 CREATE TRIGGER an_audit_row_stands BEFORE UPDATE OR DELETE ON billing.audit
     FOR EACH ROW EXECUTE FUNCTION billing.refuse_change('what was decided is written down for ever');
+
+-- A report leaves quarantine only in a transaction that says who let it go.
+CREATE FUNCTION billing.require_audited_release() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    -- safeguard: a release is audited
+    IF NOT EXISTS (SELECT FROM billing.audit
+                   WHERE subject = 'report ' || NEW.id AND action = 'release' AND written_by = pg_current_xact_id()) THEN
+        RAISE EXCEPTION 'report % was released without being noted in billing.audit', NEW.id USING ERRCODE = 'check_violation';
+    END IF;
+    -- safeguard: what a proposal settled is not released
+    IF EXISTS (SELECT FROM billing.acknowledgement WHERE report_id = NEW.id AND proposal_id IS NOT NULL) THEN
+        RAISE EXCEPTION 'report % was settled by a proposal; released, it would be billed twice', NEW.id
+            USING ERRCODE = 'check_violation';
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- safeguard: an unaudited release is found
+CREATE CONSTRAINT TRIGGER a_release_is_audited
+    AFTER UPDATE OF state ON billing.usage_report DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW WHEN (OLD.state = 'quarantined' AND NEW.state = 'frozen')
+    EXECUTE FUNCTION billing.require_audited_release();
 
 -- --- What was decided about which reports ----------------------------------------------------------------------------------
 

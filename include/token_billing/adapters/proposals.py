@@ -1,0 +1,289 @@
+"""What is proposed, decided and done about it: typed functions over `sql/proposals.sql`. None of them opens or ends a transaction; the
+stages do."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime, timedelta
+from typing import Any, Literal, NamedTuple
+
+from psycopg.types.json import Jsonb
+
+from token_billing import metering
+from token_billing.adapters.database import Connection, storable
+from token_billing.adapters.price_rows import price_of_row
+from token_billing.adapters.queries import queries
+from token_billing.model import LedgerIdentity
+from token_billing.periods import FINAL_STATUSES, BillingPeriod
+from token_billing.proposals import (
+    OVERBILLED_CAUSES,
+    UNBILLED_CAUSES,
+    Candidate,
+    Decision,
+    Kind,
+    LateUsage,
+    Proposal,
+    late_usage,
+    overbilled,
+)
+from token_billing.rating import Price
+from token_billing.releases import MENDABLE, TOO_LATE
+
+PROPOSALS = queries("proposals.sql")
+
+#: What has been aside for longer than a quarter is no longer proposed; `quarantined` still lists it, and it can be acknowledged.
+PROPOSED_FOR = timedelta(days=100)
+
+Which = Literal["open", "standing", "to_apply", "all"]
+
+
+class AbsentReport(NamedTuple):
+    """An accepted report that is to be sent anew. `minute`: the span in which it would show; `other_tokens`: what else of ours shows there;
+    `others_in_doubt`: whether some of ours may."""
+
+    identifier: str
+    token_count: int
+    customer_id: str
+    meter_id: str
+    minute: datetime
+    other_tokens: int
+    others_in_doubt: bool
+
+
+def take_turn(db: Connection) -> None:
+    """Waits until nobody else proposes or decides; until the transaction ends, nobody does."""
+    db.execute(PROPOSALS["take_turn"])
+
+
+# --- What could be done -----------------------------------------------------------------------------------------------
+
+
+def candidates(db: Connection, identity: LedgerIdentity, now: datetime) -> list[Candidate]:
+    """All that could be done now, as the books stand."""
+    final = {"final_statuses": sorted(FINAL_STATUSES), "now": now}
+    oldest = now - metering.OLDEST_EVENT + metering.AGE_MARGIN
+    late, found = list(_billed_nowhere(db)), []
+    aside = {"since": now - PROPOSED_FOR, "mendable": list(MENDABLE), "too_late": list(TOO_LATE), "oldest": oldest, **final}
+    for row in db.execute(PROPOSALS["aside_usage"], aside):
+        is_late, *usage = row
+        if is_late:
+            late.append(_aside_late(*usage))
+        else:
+            found.append(_release(*usage))
+    absent_since = now - metering.ABSENCE
+    proven = {"absent_since": absent_since, "oldest": oldest, "recovered_at": identity.recovered_at, **final}
+    found += [_resend(*row) for row in db.execute(PROPOSALS["proven_absent"], proven)]
+    return [*late_usage(late), *_overbilled(db), *found]
+
+
+def _aside_late(
+    tenant_id: str,
+    invoice_id: str | None,
+    subscription_id: str | None,
+    customer_id: str,
+    item: str,
+    price_id: str | None,
+    start: datetime,
+    end: datetime,
+    report_ids: list[int],
+    tokens: int,
+    reasons: str,
+    billed_tokens: int,
+    *terms: Any,
+) -> LateUsage:
+    why = f"invoice {invoice_id} is final" if invoice_id else "Stripe takes no usage that old"
+    candidate = Candidate(
+        Kind.LATE_USAGE,
+        f"aside {item} {start:%Y-%m-%dT%H:%MZ} {tenant_id}",
+        tokens,
+        f"{len(report_ids)} reports are quarantined ({reasons}) and {why}; {billed_tokens:,} tokens of the period are billed",
+        tenant_id,
+        invoice_id,
+        subscription_id,
+        customer_id,
+        item,
+        price_id,
+        BillingPeriod(start, end),
+        tuple(report_ids),
+    )
+    return LateUsage(candidate, billed_tokens, _price(price_id, terms))
+
+
+def _release(
+    tenant_id: str,
+    invoice_id: str | None,
+    subscription_id: str | None,
+    customer_id: str,
+    item: str,
+    price_id: str | None,
+    start: datetime,
+    end: datetime,
+    report_ids: list[int],
+    tokens: int,
+    reasons: str,
+    *_: Any,
+) -> Candidate:
+    return Candidate(
+        Kind.RELEASE,
+        f"release {item} {start:%Y-%m-%dT%H:%MZ} {tenant_id}",
+        tokens,
+        f"{len(report_ids)} reports are quarantined ({reasons}), and their usage leads to item {item} now",
+        tenant_id,
+        None,
+        subscription_id,
+        customer_id,
+        item,
+        price_id,
+        BillingPeriod(start, end),
+        tuple(report_ids),
+    )
+
+
+def _billed_nowhere(db: Connection) -> Iterator[LateUsage]:
+    settled: dict[str, int] = dict(db.execute(PROPOSALS["settled"]).fetchall())
+    for row in db.execute(PROPOSALS["billed_nowhere"], {"causes": list(UNBILLED_CAUSES)}):
+        discrepancy_id, cause, tenant_id, hour, invoice_id, subscription_id, customer_id, item, price_id, start, end, *rest = row
+        found_tokens, details, billed_tokens, *terms = rest
+        subject = _subject(cause, invoice_id, item, tenant_id, hour)
+        # safeguard: what was settled of a finding is not proposed again
+        if (tokens := found_tokens - settled.get(subject, 0)) <= 0:
+            continue
+        period = BillingPeriod(start, end)
+        names = (tenant_id, invoice_id, subscription_id, customer_id, item, price_id, period)
+        candidate = Candidate(Kind.LATE_USAGE, subject, tokens, details, *names, discrepancy_id=discrepancy_id)
+        yield LateUsage(candidate, billed_tokens, _price(price_id, terms))
+
+
+def _overbilled(db: Connection) -> Iterator[Candidate]:
+    for row in db.execute(PROPOSALS["overbilled"], {"causes": list(OVERBILLED_CAUSES)}):
+        discrepancy_id, cause, tenant_id, hour, invoice_id, subscription_id, customer_id, item, price_id, start, end, *rest = row
+        named, details, expected_tokens, expected_cents, found_tokens, found_cents, currency, *terms = rest
+        period = None if start is None else BillingPeriod(start, end)
+        names = (tenant_id, invoice_id, subscription_id, customer_id, item, price_id, period)
+        subject = _subject(cause, invoice_id, named, tenant_id, hour)
+        candidate = Candidate(Kind.OVERBILLED, subject, 0, details, *names, discrepancy_id=discrepancy_id)
+        expected, found = (expected_tokens, expected_cents), (found_tokens, found_cents)
+        if (proposed := overbilled(candidate, expected, found, _price(price_id, terms), currency)) is not None:
+            yield proposed
+
+
+def _subject(cause: str, invoice_id: str, named: str | None, tenant_id: str | None, hour: datetime | None) -> str:
+    at = None if hour is None else f"{hour:%Y-%m-%dT%H:%MZ}"
+    return " ".join(part for part in (cause, invoice_id, named, tenant_id, at) if part)
+
+
+def _resend(
+    discrepancy_id: int,
+    report_id: int,
+    tenant_id: str,
+    window_start: datetime,
+    customer_id: str,
+    item: str,
+    tokens: int,
+    identifier: str,
+    absent_since: datetime,
+) -> Candidate:
+    return Candidate(
+        Kind.RESEND,
+        identifier,
+        tokens,
+        f"Stripe's meter has lacked report {report_id} of {window_start:%Y-%m-%dT%H:%MZ} since {absent_since:%Y-%m-%dT%H:%MZ}",
+        tenant_id,
+        customer_id=customer_id,
+        usage_item_id=item,
+        report_ids=(report_id,),
+        discrepancy_id=discrepancy_id,
+    )
+
+
+def _price(price_id: str | None, terms: Any) -> Price | None:
+    return None if price_id is None or terms[0] is None else price_of_row(price_id, *terms)
+
+
+# --- What is proposed, and decided ------------------------------------------------------------------------------------
+
+
+def proposals(db: Connection, which: Which) -> list[Proposal]:
+    """Proposals by number: `open` for a decision, `standing` decided and not done (declined ones among them), `to_apply`, or all that
+    were not withdrawn."""
+    return [_proposal(row) for row in db.execute(PROPOSALS["proposals"], {"which": which})]
+
+
+def lock_proposal(db: Connection, proposal_id: int) -> tuple[Proposal, datetime | None] | None:
+    """One proposal and when it was withdrawn, kept from being changed by anybody else; None where there is none."""
+    row = db.execute(PROPOSALS["proposal"], {"id": proposal_id}).fetchone()
+    return None if row is None else (_proposal(row[:-1]), row[-1])
+
+
+def add(db: Connection, candidate: Candidate, now: datetime) -> None:
+    """Puts it to people."""
+    known = vars(candidate)
+    period = candidate.period
+    times = {"period_start": period and period.start, "period_end": period and period.end, "now": now}
+    texts = {"evidence": storable(candidate.evidence)[:2000], "report_ids": list(candidate.report_ids)}
+    db.execute(PROPOSALS["add"], {**known, **times, **texts})
+
+
+def withdraw(db: Connection, proposal_ids: Iterable[int], now: datetime) -> None:
+    """They wait no more."""
+    db.execute(PROPOSALS["withdraw"], {"ids": list(proposal_ids), "now": now})
+
+
+def take_questions(db: Connection, asked_before: datetime, now: datetime) -> set[int]:
+    """The open proposals that nobody has been asked about since a time; from now on somebody is."""
+    return {number for (number,) in db.execute(PROPOSALS["take_questions"], {"asked_before": asked_before, "now": now})}
+
+
+def decide(db: Connection, proposal_id: int, decision: Decision, by: str, now: datetime) -> None:
+    """Writes the decision down."""
+    db.execute(PROPOSALS["decide"], {"id": proposal_id, "decision": decision, "by": storable(by), "now": now})
+
+
+# --- What is done about it --------------------------------------------------------------------------------------------
+
+
+def note_attempt(db: Connection, proposal: Proposal, request: Mapping[str, Any], now: datetime) -> Mapping[str, Any] | None:
+    """Writes down that Stripe may have been asked from now on; returns for what, which the first attempt under a key fixes, or None where
+    the proposal has gone on."""
+    parameters = {"id": proposal.id, "decision": proposal.decision, "request": Jsonb(request), "now": now}
+    found = db.execute(PROPOSALS["note_attempt"], parameters).fetchone()
+    return found[0] if found else None
+
+
+def note_answer(
+    db: Connection, proposal: Proposal, message: str, now: datetime, *, may_have_arrived: bool, refused: bool, new_key: bool
+) -> None:
+    """Writes down what became of the proposal's latest attempt, where nothing was made for all that is known."""
+    parameters = {
+        "id": proposal.id,
+        "attempt": proposal.attempt_count,
+        "message": storable(message)[:2000] or "no words",
+        "may_have_arrived": may_have_arrived,
+        "refused": refused,
+        "new_key": new_key,
+        "now": now,
+    }
+    db.execute(PROPOSALS["note_answer"], parameters)
+
+
+def note_applied(db: Connection, proposal_id: int, stripe_id: str | None, now: datetime) -> bool:
+    """It is done; False where somebody else has noted that."""
+    return db.execute(PROPOSALS["note_applied"], {"id": proposal_id, "stripe_id": stripe_id, "now": now}).rowcount == 1
+
+
+def absent_report(db: Connection, report_id: int) -> AbsentReport | None:
+    """The report that is to be sent anew; None where it is not accepted any more, or Stripe's meter shows it."""
+    found = db.execute(PROPOSALS["absent_report"], {"id": report_id}).fetchone()
+    return AbsentReport(*found) if found else None
+
+
+def was_revoked(db: Connection, identifier: str) -> bool:
+    """Whether the identifier was taken back."""
+    return db.execute(PROPOSALS["was_revoked"], {"identifier": identifier}).fetchone() == (True,)
+
+
+def _proposal(row: tuple[Any, ...]) -> Proposal:
+    number, kind, subject, tokens, evidence, tenant, invoice, subscription, customer, item, price, start, end, reports, *rest = row
+    discrepancy_id, cents, currency, proposed_at, decision, *done = rest
+    period = None if start is None else BillingPeriod(start, end)
+    about = (tenant, invoice, subscription, customer, item, price, period, tuple(reports), discrepancy_id, cents, currency)
+    what = Candidate(Kind(kind), subject, tokens, evidence, *about)
+    return Proposal(number, what, proposed_at, None if decision is None else Decision(decision), *done)
