@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any
 
 import psycopg
@@ -26,16 +27,24 @@ PURE_PLAN = (PURE,)
 PURE_EVERY = 4
 
 
-def link_tenants(connection: psycopg.Connection, names: Mapping[str, str], stripe_base: str, secret_key: str) -> int:
+def link_tenants(
+    connection: psycopg.Connection,
+    names: Mapping[str, str],
+    stripe_base: str,
+    secret_key: str,
+    *,
+    first_period_ends: datetime | None = None,
+) -> int:
     """Gives each tenant (id → name) that is unknown, or has no customer yet, a Stripe customer and a subscription, and links them
-    in `tenants`. Returns how many were linked. Doing it again links nobody twice."""
+    in `tenants`. `first_period_ends`: within a month from Stripe's present; without it, a month from there. Returns how many were
+    linked. Doing it again links nobody twice."""
     with connection.transaction():
         connection.cursor().executemany("INSERT INTO tenants (id, name) VALUES (%s, %s) ON CONFLICT DO NOTHING", list(names.items()))
         rows = connection.execute("SELECT id, name FROM tenants WHERE stripe_customer_id IS NULL ORDER BY id").fetchall()
     unlinked = [(tenant, name) for tenant, name in rows if tenant in names]
     if not unlinked:
         return 0
-    prices, links = asyncio.run(_subscribe(unlinked, stripe_base, secret_key))
+    prices, links = asyncio.run(_subscribe(unlinked, stripe_base, secret_key, first_period_ends))
     with connection.transaction():
         if ledger.exists(connection):  # as set_up_stripe stores them
             catalogue.note_prices(connection, prices, {}, system_clock())
@@ -71,11 +80,12 @@ async def _stripe(stripe_base: str, secret_key: str) -> AsyncIterator[stripe.Str
 
 
 async def _subscribe(
-    tenants: list[tuple[str, str]], stripe_base: str, secret_key: str
+    tenants: list[tuple[str, str]], stripe_base: str, secret_key: str, first_period_ends: datetime | None
 ) -> tuple[dict[str, str], list[tuple[str, str, str, str]]]:
     """The catalogue's prices, and for each tenant customer, subscription, metered item and tenant."""
     async with open_gateway(CatalogGateway, StripeTarget(secret_key, stripe_base, sandbox=True)) as gateway:
         prices = price_ids(await carry_out(gateway, await look(gateway, Wanted())))
+    anchor: Any = {} if first_period_ends is None else {"billing_cycle_anchor": int(first_period_ends.timestamp())}
     async with _stripe(stripe_base, secret_key) as client:
         turns = AsyncLimiter(64, 0.05)
 
@@ -83,13 +93,13 @@ async def _subscribe(
             plan = PURE_PLAN if number % PURE_EVERY == PURE_EVERY - 1 else BUNDLED_PLAN
             async with turns:
                 customer = await client.v1.customers.create_async({"name": name[:256], "metadata": {"tenant_id": tenant_id}})
-                subscription = await client.v1.subscriptions.create_async(
-                    {
-                        "customer": customer.id,
-                        "items": [{"price": prices[price.name]} for price in plan],
-                        "metadata": {"tenant_id": tenant_id},
-                    }
-                )
+                wanted: Any = {
+                    "customer": customer.id,
+                    "items": [{"price": prices[price.name]} for price in plan],
+                    "metadata": {"tenant_id": tenant_id},
+                    **anchor,
+                }
+                subscription = await client.v1.subscriptions.create_async(wanted)
             item = next(item for item in subscription["items"]["data"] if item["price"]["id"] == prices[plan[-1].name])
             return customer.id, subscription.id, item["id"], tenant_id
 
