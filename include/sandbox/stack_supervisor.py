@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -34,6 +34,7 @@ from sandbox.services import prepare_billing_database, sandbox_databases, shared
 from sandbox.stack import LOGS, SUPERVISOR, Stack, StackFailed, fresh_log, kill_all, marked, stack_processes
 from sandbox.stripe_account import link_tenants, renew_webhook
 from token_billing.adapters.clock import system_clock
+from token_billing.periods import LONGEST_GRACE
 from token_billing.windows import Window, last_closed_window
 
 DAG_ID = "report_usage"
@@ -142,6 +143,8 @@ class Supervisor:
         beginning = f"{first_window(system_clock()).start - SUBSCRIBED_BEFORE:%Y-%m-%dT%H:%M:%SZ}"
         self._begin("stripe-simulator", [*simulator, "--clock", beginning, "--api-key", SECRET_KEY], environment)
         self._wait("the Stripe simulator", SIMULATOR_SECONDS, lambda: _answers(f"{services.stripe_base}/simulator/health"))
+        # As the runbook asks of an account.
+        _post(f"{services.stripe_base}/simulator/settings", {"invoice_grace_seconds": LONGEST_GRACE.total_seconds()})
         prepare_billing_database(billing)
         with psycopg.connect(billing) as db:
             linked = link_tenants(db, live_tenants(), services.stripe_base, services.secret_key)
@@ -382,7 +385,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _post(url: str, body: dict[str, str]) -> None:
+def _post(url: str, body: Mapping[str, object]) -> None:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30).close()
 
