@@ -70,6 +70,7 @@ def test_a_killed_demo_starts_over_and_bills_everything(home: Path) -> None:
     assert set(figures) == FIGURES
     assert figures["tokens"] == figures["billed_tokens"] == figures["stripe_tokens"] > 0
     assert (figures["hours"], figures["unbilled_tokens"], figures["discrepancies"]) == (3, 0, 0)
+    assert figures["invoices"] == 2 * figures["tenants"]  # the one that begins a subscription, and that of the period's end
 
 
 def test_a_usage_file_is_billed_to_the_token(home: Path, tmp_path: Path) -> None:
