@@ -91,6 +91,29 @@ def test_stripe_reaches_the_inbox_through_airflow(server: Server, billing_dsn: s
     assert log.count("Traceback") == faults and SECRET not in log and "whsec_new" not in log
 
 
+def test_statements_are_found_in_the_menu(server: Server, billing_dsn: str) -> None:
+    """A page of the menu lists them, and leads to each as a page and as CSV."""
+    info = psycopg.conninfo.conninfo_to_dict(billing_dsn)
+    address = {"host": info["host"], "port": int(info["port"]), "login": info["user"], "schema": info["dbname"]}
+    server.forget_everything()
+    server.api.call("POST", "/connections", {"connection_id": "billing_db", "conn_type": "postgres", **address})
+    pages = f"{server.url}/billing/statements"
+    with psycopg.connect(billing_dsn) as db:
+        db.execute(
+            "INSERT INTO billing.statement (made_at, title, discrepancy_count, csv, html) "
+            "VALUES (now(), 'Of <March>', 2, 'a,b', '<p>all</p>')"
+        )
+    with httpx.Client(trust_env=False, timeout=30) as reader:  # everybody is its administrator
+        listing = reader.get(f"{pages}/")
+        assert listing.status_code == 200 and "Of &lt;March&gt;" in listing.text and 'href="1.csv"' in listing.text
+        assert reader.get(f"{pages}/1.html").text == "<p>all</p>"
+        table = reader.get(f"{pages}/1.csv")
+        assert (table.text, table.headers["content-type"]) == ("a,b", "text/csv; charset=utf-8")
+        assert reader.get(f"{pages}/2.html").status_code == 404
+    [view] = [one for plugin in server.api.call("GET", "/plugins")["plugins"] for one in plugin["external_views"]]
+    assert (view["name"], view["href"]) == ("Billing statements", "/billing/statements/")
+
+
 def test_a_connection_can_be_tested_from_its_form(server: Server, simulator: StripeSimulator, tmp_path: Path) -> None:
     """The form has fields of its own, and its button tells whose key it is."""
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

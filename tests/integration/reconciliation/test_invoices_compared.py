@@ -1,6 +1,7 @@
 """What differs between an invoice and our rows is named with its cause, and nothing else is."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
@@ -117,3 +118,48 @@ def test_a_line_whose_period_was_shifted_makes_no_duplicate_of_the_next_one(shop
     shop.final()
     shop.compare()
     assert shop.found() == {"a": ["wrong_period"]}
+
+
+def test_what_is_mended_goes_away_by_itself_and_what_comes_late_is_found(shop: InvoicedShop, network: UnreliableNetwork) -> None:
+    """A cent is corrected; a report that a raced push sent into the final invoice's period is late; the comparison can be repeated, and two
+    at once come to the same."""
+    shop.subscribe(a="pure", b="bundled")
+    shop.use(("a", 1_000_000), ("b", 6_000_000))
+    shop.final()
+    shop.world.simulator.change_line(shop.invoice("a").id, amount=2_001)
+    assert shop.compare()["news"] == 1
+    with ThreadPoolExecutor(2) as pool:
+        assert [one["news"] for one in pool.map(lambda _: shop.compare(), range(2))] == [0, 0]
+    assert shop.found() == {"a": ["wrong_price"]}
+    shop.world.simulator.change_line(shop.invoice("a").id, amount=2_000)
+    shop.compare()
+    assert shop.found() == {}
+
+    shop.world.sql("DELETE FROM billing.invoiced_period")
+    network.broken_paths["/v1/invoices"] = 404  # as if the push had looked a moment before the invoice was final
+    shop.use(("b", 500), at=shop.period_end - 2 * HOUR)
+    network.broken_paths.clear()
+    shop.at(shop.world.clock() + timedelta(days=1))
+    shop.compare()
+    assert shop.found() == {"b": ["late_after_finalisation"]}
+    [(expected, found, cents)] = shop.world.sql(
+        "SELECT expected_token_count, found_token_count, expected_cents FROM billing.discrepancy WHERE resolved_at IS NULL"
+    )
+    assert (expected, found, cents) == (500, 0, 0), "500 tokens are worth a quarter of a cent"
+
+
+def test_a_price_edited_at_stripe_is_kept_beside_what_it_was(shop: InvoicedShop) -> None:
+    """Whose invoice is billed by the edited one is told; the first reading stays what was agreed."""
+    shop.subscribe(a="bundled", b="pure")
+    shop.use(("a", 6_000_000), ("b", 6_000_000))
+    tiers = [{"up_to": 4_000_000, "unit_amount_decimal": "0"}, {"up_to": "inf", "unit_amount_decimal": "0.0005"}]
+    shop.world.simulator.edit_price(shop.prices["managed_ai_bundled"], tiers=tiers)
+    shop.world.simulator.edit_price(shop.prices["managed_ai_pure"], unit_amount_decimal="0.003")
+    shop.final()
+    shop.compare()
+    assert shop.found() == {"a": ["wrong_tier"], "b": ["wrong_price"]}
+    assert shop.world.sql("SELECT count(*) FROM billing.price_reading") == [(2,)]
+    shop.compare()
+    assert shop.world.sql("SELECT count(*) FROM billing.price_reading") == [(2,)], "once each"
+    [details] = {one for (one,) in shop.world.sql("SELECT details FROM billing.discrepancy WHERE cause = 'wrong_tier'")}
+    assert "was edited at Stripe" in details
