@@ -86,6 +86,7 @@ def explaining_pieces(charge: Charge, period: BillingPeriod, our_tokens: int, ev
     for late in _late_choices(charge, [one for one in own if one.counts]):
         for chosen in product(*groups):
             pieces = [*_late(charge, late), *chain.from_iterable(chosen)]
+            # safeguard: a difference is explained exactly
             if pieces and sum(piece.tokens for piece in pieces) == wanted:
                 return pieces
     return None

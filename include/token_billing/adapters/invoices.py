@@ -46,6 +46,7 @@ def store_invoice(db: Connection, read: ReadInvoice) -> bool:
         return True
     db.execute(INVOICES["drop_lines"], {"id": invoice.id})
     db.cursor().executemany(INVOICES["add_line"], [{**row, "invoice_id": invoice.id, "position": n} for n, row in enumerate(lines)])
+    # safeguard: lines that changed are compared again
     db.execute(INVOICES["lines_changed"], {"id": invoice.id})
     return True
 

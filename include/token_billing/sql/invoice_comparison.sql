@@ -8,6 +8,7 @@ SELECT invoice_id, customer_id, subscription_id, billing_reason, status, currenc
 FROM billing.invoice
 WHERE status <> 'draft'
   AND (compared_at IS NULL
+       -- safeguard: what was sent near the end of an invoice
        OR finalized_at > %(final_since)s AND compared_at < %(again_before)s
        OR EXISTS (SELECT FROM billing.discrepancy
                   WHERE scope = invoice.invoice_id AND cause = ANY(%(causes)s::text[]) AND resolved_at IS NULL))
@@ -179,4 +180,5 @@ WHERE discrepancy.cause = 'rows_changed' AND discrepancy.resolved_at IS NULL
 -- Invoices that were compared as they were read; one that was read anew meanwhile, with other lines, is compared again.
 UPDATE billing.invoice SET compared_at = %(now)s
 FROM jsonb_to_recordset(%(invoices)s::jsonb) AS compared (id text, read_at timestamptz)
+-- safeguard: an invoice is compared as it was read
 WHERE invoice.invoice_id = compared.id AND invoice.read_at = compared.read_at AND invoice.status <> 'draft'

@@ -8,9 +8,11 @@ from token_billing.adapters import catalogue, invoice_comparison, invoices, ledg
 from token_billing.adapters.database import Connection, repeatable_read
 from token_billing.adapters.invoice_comparison import Span
 from token_billing.adapters.stripe_gateway.invoices import InvoiceGateway
+from token_billing.adapters.stripe_gateway.summaries import MeterSummaries
 from token_billing.charges import Charge, Facts, about_the_same, charges_of
 from token_billing.invoice_evidence import Evidence
 from token_billing.invoices import Invoice, InvoiceLine, LineKind
+from token_billing.meter_reconciliation import NotTold
 from token_billing.periods import LONGEST_GRACE, BillingPeriod
 from token_billing.windows import HOUR
 
@@ -76,7 +78,7 @@ async def with_prices_of_today(db: Connection, stripe: InvoiceGateway, books: Bo
     return replace(books, facts=replace(facts, prices={**today, **facts.prices}, edited=edited))
 
 
-async def evidence(db: Connection, stripe: InvoiceGateway, charge: Charge, facts: Facts) -> Evidence:
+async def evidence(db: Connection, meters: MeterSummaries, charge: Charge, facts: Facts) -> Evidence:
     """What was sent, report by report, and what Stripe's meter counts, hour by hour, around a charge's periods."""
     span = _span(charge, facts)
     start = min(span.period.start, charge.period.start).replace(minute=0, second=0, microsecond=0)
@@ -86,8 +88,8 @@ async def evidence(db: Connection, stripe: InvoiceGateway, charge: Charge, facts
     reports = invoice_comparison.reports_of(db, span)
     final = charge.invoice.finalized_at
     cancelled = invoice_comparison.cancelled_since(db, {one.id for one in reports}, final) if final else 0
-    hours = await stripe.hourly_usage(span.customer_id, span.meter_id, *span.period) if span.meter_id else None
-    return Evidence(reports, hours, cancelled)
+    hours = await meters.hourly_usage(span.customer_id, span.meter_id, *span.period) if span.meter_id else NotTold("usage records")
+    return Evidence(reports, None if isinstance(hours, NotTold) else hours, cancelled)
 
 
 def _span(charge: Charge, facts: Facts) -> Span:

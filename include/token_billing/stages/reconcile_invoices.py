@@ -11,6 +11,7 @@ from token_billing.adapters.database import Connect, Connection, retry_serializa
 from token_billing.adapters.stripe_gateway import StripeTarget
 from token_billing.adapters.stripe_gateway.connection import open_gateway
 from token_billing.adapters.stripe_gateway.invoices import InvoiceGateway
+from token_billing.adapters.stripe_gateway.summaries import MeterSummaries
 from token_billing.invoice_reconciliation import Compared, compare_charge, compare_manual_line
 from token_billing.model import Clock
 from token_billing.reconciliation import Difference
@@ -33,10 +34,10 @@ def compare_invoices(connect: Connect, target: StripeTarget, clock: Clock, overr
 async def _compare(connect: Connect, target: StripeTarget, clock: Clock, overrides: Mapping[str, str]) -> dict[str, int]:
     with session(connect) as db:
         identity = ledger.identity(db)
-        async with open_gateway(InvoiceGateway, target) as stripe:
+        async with open_gateway(InvoiceGateway, target) as stripe, open_gateway(MeterSummaries, target) as meters:
             ledger.pin_account(db, identity.account, await stripe.account(), clock())
             books = await with_prices_of_today(db, stripe, open_books(db, overrides, clock()), clock)
-            compared = [one for one in [await _compared(db, stripe, books, n) for n in range(len(books.charges))] if one]
+            compared = [one for one in [await _compared(db, meters, books, n) for n in range(len(books.charges))] if one]
         compared += [one for one in (compare_manual_line(*line, books.facts) for line in books.by_hand) if one]
         found = [difference for one in compared for difference in one.differences]
         found += changed_rows(db, [charge for charge, _ in books.charges], books.facts, clock())
@@ -46,13 +47,13 @@ async def _compare(connect: Connect, target: StripeTarget, clock: Clock, overrid
     return counts
 
 
-async def _compared(db: Connection, stripe: InvoiceGateway, books: Books, number: int) -> Compared | None:
+async def _compared(db: Connection, meters: MeterSummaries, books: Books, number: int) -> Compared | None:
     """One charge; what was sent and counted is looked at one by one only where its quantity differs."""
     charge, our_tokens = books.charges[number]
     compared = compare_charge(charge, our_tokens, books.facts)
     if compared is None or not compared.needs_evidence:
         return compared
-    return compare_charge(charge, our_tokens, books.facts, await evidence(db, stripe, charge, books.facts))
+    return compare_charge(charge, our_tokens, books.facts, await evidence(db, meters, charge, books.facts))
 
 
 def _write_down(

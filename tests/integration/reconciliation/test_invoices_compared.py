@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -126,6 +127,7 @@ def test_what_is_mended_goes_away_by_itself_and_what_comes_late_is_found(shop: I
     shop.subscribe(a="pure", b="bundled")
     shop.use(("a", 1_000_000), ("b", 6_000_000))
     shop.final()
+    assert shop.compare()["differences"] == 0
     shop.world.simulator.change_line(shop.invoice("a").id, amount=2_001)
     assert shop.compare()["news"] == 1
     with ThreadPoolExecutor(2) as pool:
@@ -163,3 +165,20 @@ def test_a_price_edited_at_stripe_is_kept_beside_what_it_was(shop: InvoicedShop)
     assert shop.world.sql("SELECT count(*) FROM billing.price_reading") == [(2,)], "once each"
     [details] = {one for (one,) in shop.world.sql("SELECT details FROM billing.discrepancy WHERE cause = 'wrong_tier'")}
     assert "was edited at Stripe" in details
+
+
+def test_an_invoice_that_changes_while_it_is_compared_is_compared_again(shop: InvoicedShop, network: UnreliableNetwork) -> None:
+    """Another run read it anew, after this one had opened its books."""
+    shop.subscribe(a="pure")
+    shop.use(("a", 1_000_000))
+    shop.final()
+
+    def changed(price: Any) -> Any:
+        network.answers.clear()
+        shop.world.simulator.change_line(shop.invoice("a").id, amount=2_001)
+        shop.at(shop.world.clock() + MINUTE)
+        shop.read()
+        return price
+
+    network.answers[f"/v1/prices/{shop.prices['managed_ai_pure']}"] = changed
+    assert (shop.compare()["differences"], shop.compare()["differences"]) == (0, 1)

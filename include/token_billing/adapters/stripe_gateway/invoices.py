@@ -3,7 +3,7 @@
 import logging
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import stripe
@@ -71,27 +71,6 @@ class InvoiceGateway(StripeConnection):
             return terms_of(stripe.Price.construct_from(shown, None))
         except (stripe.InvalidRequestError, AttributeError, ValueError) as unreadable:
             log.warning("the terms of price %s cannot be read: %s", price_id, unreadable)
-            return None
-
-    async def hourly_usage(self, customer_id: str, meter_id: str, start: datetime, end: datetime) -> Mapping[datetime, int] | None:
-        """What a meter counts of a customer's usage by UTC hour, for a span of whole hours; None where Stripe does not tell."""
-        wanted: dict[str, Any] = {
-            "customer": customer_id,
-            "start_time": int(start.timestamp()),
-            "end_time": int(end.timestamp()),
-            "value_grouping_window": "hour",
-            "limit": PAGE,
-        }
-        found: dict[datetime, int] = {}
-        try:
-            while True:
-                page = await self._json(f"/v1/billing/meters/{meter_id}/event_summaries", wanted)
-                found |= {datetime.fromtimestamp(one["start_time"], UTC): int(one["aggregated_value"]) for one in page["data"]}
-                if not page["data"] or not page.get("has_more"):
-                    return {hour: tokens for hour, tokens in found.items() if tokens}
-                wanted["starting_after"] = page["data"][-1]["id"]
-        except (stripe.InvalidRequestError, KeyError) as refusal:
-            log.warning("Stripe does not tell what customer %s used: %s", customer_id, refusal)
             return None
 
     async def _understood(self, listed: Sequence[Mapping[str, Any]], asked_at: datetime, reading: Reading) -> list[ReadInvoice]:
