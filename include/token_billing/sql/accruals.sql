@@ -114,22 +114,26 @@ WITH cut AS (
     FROM dated
     CROSS JOIN LATERAL billing.bill_of(dated.tenant_id, dated.usage_item_id, dated.used_at) bill
     WHERE NOT is_known
+), summed AS (
+    SELECT placed.tenant_id, placed.usage_item_id, placed.price_id, placed.period_start, placed.period_end, placed.is_billing_period,
+           CASE WHEN placed.is_excluded OR placed.decision = 'write_off' OR NOT placed.is_attempted AND excluded.id IS NOT NULL THEN 'excluded'
+                WHEN placed.decision = 'invoice_item' THEN CASE WHEN placed.carried_at < %(instant)s THEN 'invoiced' ELSE 'accrued' END
+                WHEN placed.accepted_at IS NOT NULL AND final.final_at IS NULL THEN 'accrued'
+                WHEN placed.accepted_at <= final.final_at THEN 'invoiced'
+                WHEN placed.accepted_at IS NULL AND placed.is_aside THEN 'quarantined'
+                ELSE 'unbilled' END AS standing,
+           sum(placed.token_count)::bigint AS token_count
+    FROM placed
+    LEFT JOIN final
+      ON final.usage_item_id = placed.usage_item_id AND final.period_start <= placed.used_at AND placed.used_at < final.period_end
+    LEFT JOIN billing.excluded_tenant excluded
+      ON excluded.tenant_id = placed.tenant_id AND tstzrange(excluded.excluded_from, excluded.excluded_until) @> placed.used_at
+    GROUP BY placed.tenant_id, placed.usage_item_id, placed.price_id, placed.period_start, placed.period_end, placed.is_billing_period,
+             standing
 )
-SELECT placed.tenant_id, placed.usage_item_id, named.name, placed.period_start, placed.period_end, placed.is_billing_period,
-       CASE WHEN placed.is_excluded OR placed.decision = 'write_off' OR NOT placed.is_attempted AND excluded.id IS NOT NULL THEN 'excluded'
-            WHEN placed.decision = 'invoice_item' THEN CASE WHEN placed.carried_at < %(instant)s THEN 'invoiced' ELSE 'accrued' END
-            WHEN placed.accepted_at IS NOT NULL AND final.final_at IS NULL THEN 'accrued'
-            WHEN placed.accepted_at <= final.final_at THEN 'invoiced'
-            WHEN placed.accepted_at IS NULL AND placed.is_aside THEN 'quarantined'
-            ELSE 'unbilled' END AS standing,
-       sum(placed.token_count)::bigint,
+SELECT summed.tenant_id, summed.usage_item_id, named.name, summed.period_start, summed.period_end, summed.is_billing_period,
+       summed.standing, summed.token_count,
        price.price_id, price.currency, price.mode, price.tiers, price.package_size, price.package_rounds_up
-FROM placed
-LEFT JOIN final
-  ON final.usage_item_id = placed.usage_item_id AND final.period_start <= placed.used_at AND placed.used_at < final.period_end
-LEFT JOIN billing.excluded_tenant excluded
-  ON excluded.tenant_id = placed.tenant_id AND tstzrange(excluded.excluded_from, excluded.excluded_until) @> placed.used_at
-LEFT JOIN billing.price ON price.price_id = placed.price_id
-LEFT JOIN billing.catalogue_price named ON named.price_id = placed.price_id
-GROUP BY placed.tenant_id, placed.usage_item_id, named.name, placed.period_start, placed.period_end, placed.is_billing_period, standing,
-         price.price_id
+FROM summed
+LEFT JOIN billing.price ON price.price_id = summed.price_id
+LEFT JOIN billing.catalogue_price named ON named.price_id = summed.price_id
