@@ -47,7 +47,7 @@ clean: down ## Remove everything the sandbox keeps
 	@echo "removed .sandbox"
 
 test: .venv/installed ## Run the tests
-	@$(RUN) -m pytest -n 2 --dist loadgroup -m "not slow"
+	@$(RUN) -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not slow"
 
 test-servers: .venv/installed ## Run the tests that start Airflow's servers and a browser
 	@$(RUN) -m pytest -n 2 --dist loadgroup -m slow

@@ -38,18 +38,29 @@ os.environ.clear()
 os.environ.update(_ENVIRONMENT, AIRFLOW__LOGGING__LOGGING_LEVEL="ERROR", BILLING_TEST_POOLER=_POOLED)
 
 
+#: The groups that take longest, and so begin first: one that began last would end long after all others.
+_LONGEST = ("airflow", "plugins", "crash/test_kill_points.py", "months", "mutation", "stripe_simulator", "deployment", "sandbox")
+
+
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share servers run in the same process (`-n 2 --dist loadgroup`): those of a folder, and of a file in the larger ones."""
-    for item in items:
-        folder, _, rest = str(item.path.relative_to(Path(__file__).parent)).partition("/")
-        if "stack" in getattr(item, "fixturenames", ()):
-            group = "stack"
-        elif folder in ("acceptance", "integration"):
-            group = f"{folder}/{rest}"
-        else:
-            group = folder
+    """Tests that share servers, or Airflow in pytest's own process, run in the same process (`-n 2 --dist loadgroup`): those of a
+    folder, and of a file in the larger ones."""
+    places = {name: place for place, name in enumerate(_LONGEST)}
+    groups = {item: _group(item) for item in items}
+    for item, group in groups.items():
         item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: places.get(groups[item], len(places)))
+
+
+def _group(item: pytest.Item) -> str:
+    folder, _, rest = str(item.path.relative_to(Path(__file__).parent)).partition("/")
+    fixtures = getattr(item, "fixturenames", ())
+    if "stack" in fixtures:
+        return "stack"
+    if "runs_of" in fixtures or folder == "dags":
+        return "airflow"
+    return f"{folder}/{rest}" if folder in ("acceptance", "crash", "integration") else folder
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
