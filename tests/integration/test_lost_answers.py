@@ -283,7 +283,7 @@ def test_no_request_starts_that_could_outlast_its_lease(world: World, network: U
     """With a lease no longer than a time-out nothing may be sent, and the report stays to be sent."""
     world.freeze()
     with pytest.raises(ReportsLeftOver, match="frozen"):
-        world.push(replace(SETTINGS, lease=timedelta(seconds=2)))
+        world.push(replace(SETTINGS, lease=timedelta(seconds=0.5)))
     assert network.meter_event_requests == []
 
 
