@@ -1,4 +1,5 @@
-"""push, beside the SDK alone; freeze, push and mark_billed, beside the job they replace. All of them at the sandbox's simulator."""
+"""push and reconcile_meters, beside the SDK alone; freeze, push and mark_billed, beside the job they replace. All of them at the sandbox's
+simulator."""
 
 import asyncio
 import time
@@ -14,6 +15,7 @@ import stripe
 
 from benchmarks.comparison import Comparison, Say, throughput_ratio, time_ratio
 from benchmarks.databases import APPLICATION_MADE_SQL, Databases, tenant_id, usage_of_hour
+from benchmarks.reconciling import compare_reconciling
 from benchmarks.seed_job import seed_job
 from sandbox.kept_in_files import KeptInFiles
 from sandbox.stripe_account import link_tenants
@@ -56,8 +58,11 @@ def compare_pushing(
     say(f"giving {report_count:,} tenants a customer and a subscription at the simulator")
     account = _link(databases, simulator, report_count)
     windows = _windows_back(1 + repeats)
+    pushed = databases.copy("linked", "pushed")
+    simulator.settings(summary_delay_seconds=0)  # how long a summary lags is nobody's speed
     return [
-        _compare_push(databases, account, windows, say),
+        _compare_push(databases, pushed, account, windows, say),
+        compare_reconciling(pushed, account.target, SETTINGS, _push_one_more(databases, pushed, account, windows), repeats, say),
         _compare_job(databases, account, windows, job_rows, job_tenants, say),
     ]
 
@@ -82,9 +87,8 @@ def _link(databases: Databases, simulator: StripeSimulator, tenant_count: int) -
 # --- push alone -------------------------------------------------------------------------------------------------------
 
 
-def _compare_push(databases: Databases, account: Account, windows: list[Window], say: Say) -> Comparison:
+def _compare_push(databases: Databases, connect: Connect, account: Account, windows: list[Window], say: Say) -> Comparison:
     """The first round is not counted: it also asks Stripe, once for ever, which meter each tenant's subscription leads to."""
-    connect = databases.copy("linked", "pushed")
     adopt(connect, system_clock)
     identifiers = count()
     ours: list[float] = []
@@ -104,6 +108,16 @@ def _compare_push(databases: Databases, account: Account, windows: list[Window],
     size = len(account.customers)
     beside = f"the SDK alone, {SETTINGS.concurrency} in flight"
     return throughput_ratio("push", f"push of {size:,} reports", beside, ours[1:], bare[1:], PUSH_SHARE)
+
+
+def _push_one_more(databases: Databases, connect: Connect, account: Account, windows: list[Window]) -> Window:
+    """An hour that nobody else sent anything of."""
+    window = Window(windows[0].start - HOUR)
+    with connect() as db:
+        db.execute(_ONE_CALL_EACH, {"start": window.start})
+    for shard in shards_for(freeze(connect, window, system_clock).pending_count):
+        push(connect, account.target, window, shard, system_clock, SETTINGS, databases.keeper)
+    return window
 
 
 async def _send_with_the_sdk_alone(account: Account, identifiers: Iterator[int], event_time: datetime) -> float:

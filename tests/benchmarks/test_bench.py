@@ -18,6 +18,7 @@ ROWS = {
     "mark_own_layout_30_unresolved",
     "mark_own_layout_30_unresolved_to_all",
     "push",
+    "reconcile_meters",
     "end_to_end",
     "simulator",
 }

@@ -6,6 +6,7 @@ import psycopg
 from psycopg import sql
 
 from token_billing.adapters.database import Connection
+from token_billing.adapters.discrepancies import FACTS_MATTER_FOR
 from token_billing.adapters.queries import queries
 from token_billing.errors import CannotRecover
 from token_billing.model import LedgerMark
@@ -55,6 +56,11 @@ def reports_without_their_rows(db: Connection) -> list[int]:
 def doubt_attempted(db: Connection) -> None:
     """Every open report that was attempted may have been attempted again since."""
     db.execute(RECOVER["doubt_attempted"])
+
+
+def take_back_confirmations(db: Connection, now: datetime) -> None:
+    """Has reconciliation compare again what Stripe may have disowned since the copy was made."""
+    db.execute(RECOVER["take_back_confirmations"], {"since": now - FACTS_MATTER_FOR})
 
 
 def begin_epoch(db: Connection, mark: LedgerMark, shift: int, cause: str, recovered_by: str, now: datetime) -> tuple[int, int]:

@@ -99,6 +99,10 @@ UPDATE billing.usage_report
 SET state = 'unresolved', may_have_arrived = true, forgotten = sink <> 'usage_records', absent_since = NULL
 WHERE state IN ('frozen', 'sending', 'unresolved') AND attempt_count > 0
 
+-- name: take_back_confirmations
+-- What was confirmed may have been disowned since the copy was made: it is compared again.
+UPDATE billing.usage_report SET confirmed_at = NULL WHERE confirmed_at IS NOT NULL AND window_start > %(since)s
+
 -- name: shift_so_far
 -- How much this database adds to its cluster's transaction ids.
 SELECT xid_shift FROM billing.ledger

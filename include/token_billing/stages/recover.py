@@ -33,6 +33,9 @@ def recover(connect: Connect, keeper: Keeper, clock: Clock, *, recovered_by: str
             epoch=max(copy.mark.epoch, kept.epoch if kept else 0) + 1,
             noted_attempts=max(copy.mark.noted_attempts, kept.noted_attempts if kept else 0),
         )
+        # Before anything is locked, since there may be millions; a recovery that then fails has only made reconciliation look again.
+        # safeguard: confirmations are older than the copy
+        recovery.take_back_confirmations(db, clock())
         with db.transaction():
             # safeguard: nothing is recorded during a recovery
             recovery.lock_usage(db)

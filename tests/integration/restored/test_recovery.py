@@ -61,6 +61,15 @@ def test_an_older_mark_never_stays_over_a_newer_one(world: World) -> None:
     assert mark is not None and mark.noted_attempts == 2
 
 
+def test_what_was_confirmed_before_the_copy_is_compared_again(world: World, elsewhere: PostgresServer) -> None:
+    """Stripe may have disowned it in the time that was lost."""
+    world.bill()
+    world.sql("UPDATE billing.usage_report SET confirmed_at = now()")
+    restored = restore(world, elsewhere)
+    recover_by_command(restored)
+    assert restored.sql("SELECT DISTINCT confirmed_at FROM billing.usage_report") == [(None,)]
+
+
 def test_a_first_send_after_a_recovery_is_left_over_and_says_why(world: World, elsewhere: PostgresServer) -> None:
     restored = restore(world, elsewhere)
     recover_by_command(restored)
