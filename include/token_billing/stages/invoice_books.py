@@ -1,6 +1,5 @@
 """What a comparison of invoices begins with: their lines, what should be on them, and what is known of both."""
 
-import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -16,8 +15,6 @@ from token_billing.invoices import Invoice, InvoiceLine, LineKind
 from token_billing.meter_reconciliation import NotTold
 from token_billing.periods import LONGEST_GRACE, BillingPeriod
 from token_billing.windows import HOUR
-
-log = logging.getLogger(__name__)
 
 #: An invoice that became final in this time is compared again, once a day: what was sent near its end may show only then.
 SETTLES = LONGEST_GRACE
@@ -93,11 +90,6 @@ async def evidence(db: Connection, meters: MeterSummaries, charge: Charge, facts
     cancelled = invoice_comparison.cancelled_since(db, {one.id for one in reports}, final) if final else 0
     hours = await meters.hourly_usage(span.customer_id, span.meter_id, *span.period) if span.meter_id else NotTold("usage records")
     return Evidence(reports, None if isinstance(hours, NotTold) else hours, cancelled)
-    told = await stripe.hourly_usage(span.customer_id, span.meter_id, *span.period) if span.meter_id else None
-    if isinstance(told, NotTold):
-        log.warning("%s", told.message)
-        told = None
-    return Evidence(reports, told and {hour: tokens for hour, tokens in told.items() if tokens}, cancelled)
 
 
 def _span(charge: Charge, facts: Facts) -> Span:
