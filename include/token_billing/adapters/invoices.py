@@ -29,10 +29,10 @@ def advance_cursor(db: Connection, until: datetime) -> None:
     db.execute(INVOICES["advance_cursor"], {"until": until})
 
 
-def invoices_to_look_at(db: Connection, listed_since: datetime, began: datetime, read_before: datetime) -> list[str]:
-    """Known invoices that the listing since then, begun at a time, did not show and that may have changed; of older drafts those that were
-    last read before a time."""
-    parameters = {"listed_since": listed_since, "began": began, "read_before": read_before}
+def invoices_to_look_at(db: Connection, listed_since: datetime, began: datetime, read_before: datetime, news_since: datetime) -> list[str]:
+    """Known invoices that the listing since then, begun at a time, did not show and that may have changed: of older drafts those that were
+    last read before a time, of others those that events tell of that were handled since another."""
+    parameters = {"listed_since": listed_since, "began": began, "read_before": read_before, "news_since": news_since}
     return [found for (found,) in db.execute(INVOICES["invoices_to_look_at"], parameters)]
 
 

@@ -16,16 +16,15 @@ ON CONFLICT (only_one) DO UPDATE SET listed_until = EXCLUDED.listed_until WHERE 
 -- name: invoices_to_look_at
 -- Known invoices that the listing begun at a time did not show, and that may have changed.
 -- Drafts that it should have shown; older ones that nobody has looked at for long; and those of which an event told something since.
+SELECT invoice_id FROM billing.invoice
+WHERE status = 'draft' AND read_at < %(began)s AND (created_at >= %(listed_since)s OR read_at < %(read_before)s)
+UNION
 SELECT known.invoice_id
-FROM billing.invoice known
-WHERE known.read_at < %(began)s
-  AND (known.status = 'draft' AND (known.created_at >= %(listed_since)s OR known.read_at < %(read_before)s)
-       -- safeguard: news of an invoice read long ago
-       OR EXISTS (SELECT FROM billing.stripe_event event
-                  WHERE event.subscription_id = known.subscription_id AND event.event_type LIKE 'invoice.%%'
-                    AND event.happened_at >= known.created_at AND event.received_at >= known.read_at
-                    AND event.payload #>> '{data,object,id}' = known.invoice_id))
-ORDER BY known.invoice_id
+FROM billing.stripe_event event
+JOIN billing.invoice known ON known.invoice_id = event.payload #>> '{data,object,id}'
+-- safeguard: news of an invoice read long ago
+WHERE event.handled_at >= %(news_since)s AND event.event_type LIKE 'invoice.%%' AND event.received_at >= known.read_at
+ORDER BY 1
 
 -- name: store_invoice
 -- An invoice as Stripe showed it; an older reading never overwrites a newer one.

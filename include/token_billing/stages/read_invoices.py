@@ -46,7 +46,7 @@ async def _read(connect: Connect, target: StripeTarget, clock: Clock) -> int:
             count = 0
             async for page in stripe.invoices_since(since, reading):
                 count += _store(db, page)
-            for invoice_id in invoices.invoices_to_look_at(db, since, began, began - STALE_DRAFT):
+            for invoice_id in invoices.invoices_to_look_at(db, since, began, began - STALE_DRAFT, since):
                 found = await stripe.invoice(invoice_id, reading)
                 count += _store(db, [found] if found else [])
                 if found is None:

@@ -8,7 +8,11 @@ from typing import Any
 import pytest
 
 from invoiced_shop import OPENED, InvoicedShop
-from token_billing.windows import HOUR
+from legacy_account import PERIOD
+from token_billing.model import Sink
+from token_billing.stages.read_invoices import read_invoices
+from token_billing.stages.reconcile_invoices import compare_invoices
+from token_billing.windows import HOUR, Window
 from unreliable_network import UnreliableNetwork, unreliable_network
 from world import World
 
@@ -182,3 +186,30 @@ def test_an_invoice_that_changes_while_it_is_compared_is_compared_again(shop: In
 
     network.answers[f"/v1/prices/{shop.prices['managed_ai_pure']}"] = changed
     assert (shop.compare()["differences"], shop.compare()["differences"]) == (0, 1)
+
+
+@pytest.mark.parametrize("sink", [Sink.USAGE_RECORDS], indirect=True)
+def test_usage_records_of_tenants_that_nobody_follows_are_compared_alike(world: World) -> None:
+    """Two tenants share an item of the legacy metered billing system, which the application's columns alone name."""
+    world.simulator.reset(clock=OPENED)
+    world.set_time(OPENED)
+    world.window = Window(OPENED)
+    world.link("a", "b")
+    world.sql("UPDATE tenants SET stripe_usage_item_id = (SELECT stripe_usage_item_id FROM tenants WHERE id = 'a')")
+    world.use("a", 1_000_000)
+    world.use("b", 7)
+    world.set_time(world.window.end + MINUTE)
+    world.bill()
+    world.set_time(world.window.start + PERIOD - timedelta(days=40) + 2 * HOUR)
+    read_invoices(world.connect, world.target, world.clock)
+    compare_invoices(world.connect, world.target, world.clock, {})
+    assert world.sql("SELECT count(*) FROM billing.discrepancy") == [(0,)]
+    [(csv,)] = world.sql("SELECT csv FROM billing.statement")
+    assert '"a, b"' in csv and "1000007,1000007,0,usd,2000,2000,0" in csv
+    [(invoice,)] = world.sql("SELECT invoice_id FROM billing.invoice_line WHERE quantity > 0")
+    world.simulator.change_line(invoice, quantity=1_000_006)
+    read_invoices(world.connect, world.target, world.clock)
+    compare_invoices(world.connect, world.target, world.clock, {})
+    assert world.sql("SELECT cause, expected_token_count, found_token_count FROM billing.discrepancy") == [
+        ("unexplained", 1_000_007, 1_000_006)
+    ]
