@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from token_billing.invoices import LEDGER_KEY, PROPOSAL_KEY
 from token_billing.periods import BillingPeriod
-from token_billing.rating import Price, added_cents, amount_cents, money
+from token_billing.rating import Price, amount_cents, money, stacked_cents
 from token_billing.reconciliation import Cause
 
 #: Stripe takes metadata values of 500 characters (docs.stripe.com/api/metadata), descriptions of about as many.
@@ -167,16 +167,16 @@ def late_usage(found: Iterable[LateUsage]) -> Iterator[Candidate]:
         assert late.candidate.period is not None
         return late.candidate.usage_item_id or "", late.candidate.period
 
-    for _, on_one_bill in groupby(sorted(found, key=lambda late: (*bill(late), late.candidate.subject)), key=bill):
-        above = 0
-        for late in on_one_bill:
-            if late.price is None:
-                yield late.candidate
-                continue
-            # safeguard: late usage on top of what was billed
-            cents = added_cents(late.price, late.billed_tokens + above, late.candidate.token_count)
-            yield replace(late.candidate, amount_cents=cents, currency=late.price.currency)
-            above += late.candidate.token_count
+    for _, together in groupby(sorted(found, key=lambda late: (*bill(late), late.candidate.subject)), key=bill):
+        on_one_bill = list(together)
+        first = on_one_bill[0]
+        if first.price is None:
+            yield from (late.candidate for late in on_one_bill)
+            continue
+        # safeguard: late usage on top of what was billed
+        added = stacked_cents(first.price, first.billed_tokens, [late.candidate.token_count for late in on_one_bill])
+        for late, cents in zip(on_one_bill, added, strict=True):
+            yield replace(late.candidate, amount_cents=cents, currency=first.price.currency)
 
 
 def overbilled(

@@ -14,7 +14,8 @@ class QuarantinedUsage:
 
     `period`: the item's billing period where `is_billing_period`, else, where that is not known, the calendar month in UTC.
     `billed_tokens`: what the item's period has billed beside it. `price` is None where it is not known what the item costs;
-    `is_list_price`: where the usage leads to no item at all, the price is the catalogue's."""
+    `is_list_price`: where the usage leads to no item at all, the price is the catalogue's. `standing`: whether somebody has
+    acknowledged it, or which proposal settled it."""
 
     reason: str
     tenant_id: str
@@ -26,6 +27,7 @@ class QuarantinedUsage:
     billed_tokens: int
     price: Price | None
     is_list_price: bool = False
+    standing: str = ""
 
     def or_at(self, list_price: Price) -> "QuarantinedUsage":
         """With the list price where no subscription item says what it costs."""

@@ -8,12 +8,13 @@ from token_billing.quarantine import ValuedUsage
 from token_billing.rating import money
 from token_billing.stages.quarantined import worth
 
-_COLUMNS = ("reason", "tenant", "period", "hours", "tokens", "would add")
+_COLUMNS = ("reason", "tenant", "period", "hours", "tokens", "would add", "standing")
 
 
 def as_table(usages: Sequence[ValuedUsage]) -> str:
     """One line a reason, tenant and period, and the sum. A period is the billing period from that day; `~` marks a calendar month, where
-    the billing period is not known, and an amount at list price, where no subscription item says what tokens cost."""
+    the billing period is not known, and an amount at list price, where no subscription item says what tokens cost. The standing tells
+    what was acknowledged, and what a proposal settled."""
     if not usages:
         return "nothing is quarantined"
     rows = [
@@ -24,10 +25,11 @@ def as_table(usages: Sequence[ValuedUsage]) -> str:
             f"{one.usage.hour_count:,}",
             f"{one.usage.token_count:,}",
             _amount(one),
+            one.usage.standing,
         )
         for one in usages
     ]
-    lines = columns(_COLUMNS, rows, left=_COLUMNS[:3])
+    lines = columns(_COLUMNS, rows, left=(*_COLUMNS[:3], "standing"))
     return "\n".join([*lines, "", f"{worth(list(usages))} in all"])
 
 
@@ -47,6 +49,7 @@ def as_records(usages: Sequence[ValuedUsage]) -> list[dict[str, Any]]:
             "period_start": one.usage.period.start.isoformat(),
             "period_end": one.usage.period.end.isoformat(),
             "period_is": "billing_period" if one.usage.is_billing_period else "calendar_month",
+            "standing": one.usage.standing or None,
             "hours": one.usage.hour_count,
             "tokens": one.usage.token_count,
             "amount_cents": one.amount_cents,

@@ -35,6 +35,7 @@ def _usage(
     start: datetime,
     end: datetime,
     is_billing_period: bool,
+    standing: str,
     hour_count: int,
     token_count: int,
     billed_tokens: int,
@@ -43,4 +44,6 @@ def _usage(
 ) -> QuarantinedUsage:
     price = None if price_id is None else price_of_row(price_id, *terms)
     period = BillingPeriod(start, end)
-    return QuarantinedUsage(reason, tenant_id, usage_item_id, period, is_billing_period, hour_count, token_count, billed_tokens, price)
+    return QuarantinedUsage(
+        reason, tenant_id, usage_item_id, period, is_billing_period, hour_count, token_count, billed_tokens, price, standing=standing
+    )

@@ -12,7 +12,9 @@ from token_billing.errors import BillingError, ProposalRefused, ReleaseRefused
 from token_billing.proposals import Decision, Kind
 from token_billing.reconciliation import Cause, Difference
 from token_billing.stages.check_conservation import check_conservation
+from token_billing.stages.quarantined import quarantined_usage
 from token_billing.stages.read_invoices import read_invoices
+from token_billing.stages.reconcile_invoices import compare_invoices
 from token_billing.stages.release import acknowledge, release
 from token_billing.windows import HOUR, Window
 
@@ -48,6 +50,10 @@ def test_approved_late_usage_is_on_the_next_invoice(late: Office) -> None:
     assert check_conservation(late.world.connect, LAST)["quarantined"] == LATE_TOKENS - 10
     late.world.set_time(PERIOD_END + timedelta(days=32))
     read_invoices(late.world.connect, late.world.target, late.world.clock)
+    compare_invoices(late.world.connect, late.world.target, late.world.clock, {})
+    with late.world.connect() as db:
+        assert discrepancies.open_discrepancies(db) == []
+    assert [(one.usage.token_count, one.usage.standing) for one in quarantined_usage(late.world.connect)] == [(LATE_TOKENS, "proposal 1")]
     assert late.world.sql(
         "SELECT kind, amount_cents, proposal_id, period_start, period_end FROM billing.invoice_line WHERE kind = 'manual'"
     ) == [("manual", 500, proposal.id, BEGUN, PERIOD_END)]
