@@ -1,6 +1,6 @@
 """Charges: what an invoice bills of one item at one price for one period, and what is known of that item beside the invoice. Pure."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -134,7 +134,7 @@ class Facts:
         """The span in which the item bills, at the agreed price, that the charge's period is about: the period itself where it is one of
         those that are known, or where none is."""
         agreed = self.agreed_price(charge)
-        spans = list(_spans(part for part in self.parts_of(charge) if part.price_id == agreed))
+        spans = _spans(part for part in self.parts_of(charge) if part.price_id == agreed)
         fits = any(
             charge.period.start in (period.start, span.start) and charge.period.end in (period.end, span.end) for period, span in spans
         )
@@ -144,14 +144,16 @@ class Facts:
         return max(overlapping, key=lambda span: _overlap(span, charge.period))
 
 
-def _spans(parts: Iterable[KnownPart]) -> Iterator[tuple[BillingPeriod, BillingPeriod]]:
-    """Each billing period with the span inside it in which the item bills anybody."""
-    spans: dict[BillingPeriod, BillingPeriod] = {}
-    for part in parts:
-        if part.period and part.span:
-            known = spans.get(part.period, part.span)
-            spans[part.period] = BillingPeriod(min(known.start, part.span.start), max(known.end, part.span.end))
-    yield from spans.items()
+def _spans(parts: Iterable[KnownPart]) -> list[tuple[BillingPeriod, BillingPeriod]]:
+    """Each billing period with each span inside it in which the item bills anybody: several where its price was another one in between."""
+    spans: list[tuple[BillingPeriod, BillingPeriod]] = []
+    for period, span in sorted((part.period, part.span) for part in parts if part.period and part.span):
+        before = spans[-1] if spans else None
+        if before and before[0] == period and span.start <= before[1].end:
+            spans[-1] = period, BillingPeriod(before[1].start, max(before[1].end, span.end))
+        else:
+            spans.append((period, span))
+    return spans
 
 
 def _overlap(one: BillingPeriod | None, other: BillingPeriod) -> float:
