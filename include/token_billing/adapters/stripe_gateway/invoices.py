@@ -8,9 +8,8 @@ from typing import Any
 
 import stripe
 
-from token_billing.adapters.stripe_gateway.connection import message_of
+from token_billing.adapters.stripe_gateway.connection import StripeConnection, message_of
 from token_billing.adapters.stripe_gateway.objects import terms_of
-from token_billing.adapters.stripe_gateway.summaries import MeterSummaries
 from token_billing.errors import InvoicesNotListed, StripeRefusesKey
 from token_billing.invoices import ReadInvoice, price_of_item_line, read_invoice
 from token_billing.model import Clock
@@ -32,7 +31,7 @@ class Reading:
     other_prices: set[str] = field(default_factory=set)
 
 
-class InvoiceGateway(MeterSummaries):
+class InvoiceGateway(StripeConnection):
     """Reads invoices; used within one event loop."""
 
     async def invoices_since(self, since: datetime, reading: Reading) -> AsyncIterator[list[ReadInvoice]]:
