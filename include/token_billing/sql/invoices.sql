@@ -24,6 +24,7 @@ FROM billing.stripe_event event
 JOIN billing.invoice known ON known.invoice_id = event.payload #>> '{data,object,id}'
 -- safeguard: news of an invoice read long ago
 WHERE event.handled_at >= %(news_since)s AND event.event_type LIKE 'invoice.%%' AND event.received_at >= known.read_at
+  AND known.read_at < %(began)s
 ORDER BY 1
 
 -- name: store_invoice
