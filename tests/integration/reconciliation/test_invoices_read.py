@@ -128,6 +128,7 @@ def test_an_invoice_that_is_voided_late_is_known_to_be_void(shop: InvoicedShop) 
     [draft, _] = shop.client.invoices.list().data
     shop.client.invoices.finalize_invoice(draft.id, {"auto_advance": False})
     shop.sync()
+    shop.at(shop.period_end + timedelta(days=6))
     shop.read()
     shop.at(shop.period_end + timedelta(days=12))
     shop.client.invoices.void_invoice(draft.id)
