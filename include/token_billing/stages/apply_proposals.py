@@ -49,7 +49,6 @@ async def _apply_all(
             ledger.pin_account(db, identity.account, await stripe.account(), clock())
             for number in numbers:
                 holder, counter = str(uuid4()), ("", f"proposal {number}")
-                # safeguard: one applies a proposal at a time
                 if not sending.lease_customers(db, [counter], holder, settings.lease)[0]:
                     troubles.append(StripeUnavailable(f"proposal {number} is being carried out by another run; look again in a minute"))
                     continue
