@@ -1,6 +1,6 @@
 # Every target sets up what it needs by itself. No account, no Docker; root or not.
 .DEFAULT_GOAL := help
-.PHONY: help install demo up down clean test test-servers test-pooler check lint types imports docs bench bench-webhooks bench-explain crash kill-points races news months mutation lock
+.PHONY: help install demo up down clean test test-servers test-pooler check lint types imports docs bench bench-webhooks closings bench-explain crash kill-points races news months mutation lock
 
 RUN := PYTHONPATH=include:plugins .venv/bin/python
 # What `make demo` bills; USAGE=file.csv[.gz] bills that file instead.
@@ -82,6 +82,10 @@ bench-explain: .venv/installed ## From invoice lines to rows and back in a large
 crash: RUN := PYTHONPATH=include:plugins:tests:. .venv/bin/python
 crash: .venv/installed ## Random histories: HISTORIES=n SEED=s
 	@$(RUN) -m crash --histories $(HISTORIES) --seed $(SEED) --subject $(SUBJECT) --processes $(PROCESSES)
+
+closings: RUN := PYTHONPATH=include:plugins:tests:. .venv/bin/python
+closings: .venv/installed ## Random histories around the ends of billing periods: HISTORIES=n SEED=s
+	@$(RUN) -m closings --histories $(HISTORIES) --seed $(SEED) --processes $(PROCESSES)
 
 kill-points races months mutation: RUN := PYTHONPATH=include:plugins:tests:. .venv/bin/python
 kill-points: .venv/installed ## Kill a run everywhere, and the one that heals it: PAIRS=n of each scenario, or all

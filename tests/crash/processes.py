@@ -38,13 +38,13 @@ def _begin(places: "Queue[str]", subject: "Subject") -> None:
 
     gc.freeze()
     gc.set_threshold(50_000)  # a history's garbage is small, looking for it is not
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     resources = ExitStack()  # the simulator ends with the process
     simulator = resources.enter_context(StripeSimulator.start())
     _process = resources.enter_context(Histories(places.get(), simulator, subject))
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Whoever was killed leaves nobody behind who lives on."""
     parent = parent_process()
     if parent is not None:

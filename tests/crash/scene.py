@@ -18,6 +18,25 @@ from token_billing.windows import Window
 LEDGER_ID = "00000000-0000-4000-8000-000000000001"
 
 
+def empty(pool: Pool) -> None:
+    """The database is as it was when it was adopted."""
+    with pool.connect() as db:
+        tables = [
+            table
+            for (table,) in db.execute(
+                "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables "
+                "WHERE schemaname = 'billing' AND tablename NOT IN ('ledger', 'migration')"
+            )
+        ]
+        db.execute("SET LOCAL session_replication_role = replica")  # rows may be deleted, only here
+        db.execute("; ".join(f"DELETE FROM {table}" for table in [*tables, "token_usage", "tenants"]))
+        db.execute(
+            "UPDATE billing.ledger SET ledger_id = %s, stripe_account_id = NULL, stripe_livemode = NULL, pinned_at = NULL, "
+            "noted_attempts = 0, epoch = 1, recovered_at = NULL",
+            (LEDGER_ID,),
+        )
+
+
 class Scene:
     """The scene of one history, empty at first."""
 
@@ -43,7 +62,7 @@ class Scene:
         self._pool, self._account, self._figures = pool, account, figures
         self._writers: dict[int, Connection] = {}
         self._foreign_count = 0
-        self._empty()
+        empty(pool)
         #: Where subscriptions are followed.
         self.subscribers = Subscribers(account, following, figures) if following else None
         if self.subscribers is None:
@@ -54,23 +73,6 @@ class Scene:
     def close(self) -> None:
         for writer in self._writers.values():
             writer.close()
-
-    def _empty(self) -> None:
-        with self._pool.connect() as db:
-            tables = [
-                table
-                for (table,) in db.execute(
-                    "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables "
-                    "WHERE schemaname = 'billing' AND tablename NOT IN ('ledger', 'migration')"
-                )
-            ]
-            db.execute("SET LOCAL session_replication_role = replica")  # rows may be deleted, only here
-            db.execute("; ".join(f"DELETE FROM {table}" for table in [*tables, "token_usage", "tenants"]))
-            db.execute(
-                "UPDATE billing.ledger SET ledger_id = %s, stripe_account_id = NULL, stripe_livemode = NULL, pinned_at = NULL, "
-                "noted_attempts = 0, epoch = 1, recovered_at = NULL",
-                (LEDGER_ID,),
-            )
 
     def _link(self, unlinked_kind: str, usage_records: bool) -> None:
         """Two tenants share a customer; some have another one to be relinked to."""

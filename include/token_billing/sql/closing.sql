@@ -131,7 +131,7 @@ WITH billed AS (
     SELECT tenant_id, created_at, date_bin(interval '1 hour', created_at, timestamptz '2000-01-01T00:00Z') AS window_start, recorded_xid,
            input_tokens::bigint + output_tokens::bigint AS tokens
     FROM token_usage
-    WHERE NOT billed AND created_at >= (SELECT min(used_from) FROM billed_time) AND created_at < (SELECT max(used_until) FROM billed_time)
+    WHERE NOT billed AND created_at BETWEEN (SELECT min(used_from) FROM billed_time) AND (SELECT max(used_until) FROM billed_time)
 )
 SELECT billed_time.invoice_id, usage.tenant_id, min(usage.window_start), count(DISTINCT usage.window_start), sum(usage.tokens)::bigint
 FROM usage
