@@ -28,6 +28,7 @@ from token_billing.stages.freeze import freeze
 from token_billing.stages.late_usage import late_windows
 from token_billing.stages.mark_billed import mark_billed
 from token_billing.stages.push import push
+from token_billing.stages.reconcile_meters import reconcile_meters
 from token_billing.stages.sync_subscriptions import sync_subscriptions
 from token_billing.windows import Window
 
@@ -332,16 +333,13 @@ class Life:
             self._bill(window)
 
     def _confirm(self) -> None:
-        """As reconciliation does, where it can reach Stripe: what the meters have shown for some minutes."""
-        if self.network.outage:
+        """What Stripe's meters show is confirmed."""
+        if not self._is_worth_trying("meters"):
             return
-        with self.pool.connect() as db:
-            done = db.execute(
-                "UPDATE billing.usage_report SET confirmed_at = %s WHERE state IN ('accepted', 'billed') AND confirmed_at IS NULL "
-                "AND accepted_at <= %s",
-                (self.now, self.now - 10 * MINUTE),
-            )
-        self._is_dirty |= done.rowcount > 0
+        before = self._open()
+        with self._run() as connect, suppress(BillingError):
+            reconcile_meters(connect, self.target, lambda: self.now, SETTINGS)
+        self._is_dirty |= self._open() != before
 
     def _close(self, *, may_die: bool = True) -> None:
         """Both tasks of the DAG: the second comes whatever became of the first."""
