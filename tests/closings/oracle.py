@@ -104,7 +104,8 @@ def _judge(judgement: Judgement, invoice: dict[str, Any], truth: Truth, events: 
     figures["told"] += bool(told)
     if final is not None:
         figures["final invoices"] += 1
-        before = [look for look in looks if appeared <= look.at < final]
+        # While the scheduler lives, runs come in the last hour before; where it does not, the telling comes afterwards.
+        before = [look for look in looks if max(appeared, final - AHEAD) <= look.at < final]
         if lacking(final, final) > 0:
             figures["final and incomplete"] += 1
             if not told:
