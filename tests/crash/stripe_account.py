@@ -153,6 +153,10 @@ class StripeAccount:
         """At once, with a last invoice."""
         _checked(*self._exchange("DELETE", f"/v1/subscriptions/{subscription_id}?invoice_now=true", "", self._headers))
 
+    def delete_customer(self, customer_id: str) -> None:
+        """With all its subscriptions, at once."""
+        _checked(*self._exchange("DELETE", f"/v1/customers/{customer_id}", "", self._headers))
+
     def complete_checkout(self, session_id: str) -> dict[str, Any]:
         """The customer pays; returns the session."""
         return self._control("POST", "/simulator/checkout/complete", {"session": session_id})

@@ -45,7 +45,7 @@ def months(
         tempfile.TemporaryDirectory(prefix="months-", dir=HOME) as folder,
         PostgresServer(Path(folder) / "postgres", durable=False) as postgres,
     ):
-        results = lived_in_parallel([World("clean", months, tenants, seed)], postgres)
+        results = lived_in_parallel([World(kind, months, tenants, seed) for kind in ("clean", "planted")], postgres)
     for result in results:
         _tell(result)
     if any(result.problems for result in results):
@@ -59,13 +59,21 @@ def _tell(result: "Result") -> None:
     for name, count in sorted(result.figures.items()):
         table.add_row(name, f"{count:,}")
     console.print(table)
+    if result.planted:
+        planted = Table(title="planted errors")
+        for column in ("what", "found as", "in the billing of"):
+            planted.add_column(column)
+        for one in result.planted:
+            planted.add_row(one.kind, ", ".join(one.found), one.tenant, style=None if one.is_right else "red")
+        console.print(planted)
     for problem in result.problems[:MOST_TOLD]:
         console.print(f"  {problem}", markup=False, soft_wrap=True, style="red")
     figures = result.figures
     console.print(
         f"{result.world}: {figures['rows']:,} rows, {figures['tokens of rows']:,} tokens, {figures['final invoices']:,} final "
         f"invoices with {figures['metered lines']:,} metered lines, {figures['charges explained to the cent']:,} charges explained to the "
-        f"cent, {len(result.problems):,} problems, {result.seconds:.0f} s",
+        f"cent, {sum(one.is_right for one in result.planted)} of {len(result.planted)} planted errors found, {len(result.problems):,} "
+        f"problems, {result.seconds:.0f} s",
         style="bold red" if result.problems else "bold green",
     )
 

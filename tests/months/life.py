@@ -6,14 +6,17 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
 
-from crash.network import Network, doors
+from crash.network import doors
 from crash.stripe_account import StripeAccount
 from crash.workers import Pool
 from months.customers import Customers
 from months.opening import add_tenants, open_shop
 from months.oracle import Flagged, Truth
 from months.plans import Outage, Plan
+from months.plantings import PRIVATE
 from months.runs import Runs
+from months.saboteur import Saboteur
+from months.wire import Wire
 from sandbox.kept_in_files import KeptInFiles
 from sandbox.stripe_simulator.process import StripeSimulator
 from token_billing.adapters.stripe_gateway import StripeTarget
@@ -38,7 +41,7 @@ class Life:
         self.figures: Counter[str] = Counter()
         self.now = self._hour_began = plan.begin
         self.account = StripeAccount(simulator)
-        self.network = Network(lambda: self.now, self.figures)
+        self.network = Wire(lambda: self.now, self.figures)
         self.pool = Pool(dsn)
         self.target = StripeTarget(simulator.api_key, simulator.base_url, sandbox=True, timeout_s=20)
         #: When a row was recorded, by its tenant and time.
@@ -68,8 +71,10 @@ class Life:
     def live(self) -> None:
         """From the first day until all is settled."""
         with doors(lambda: self.network):
-            sold, solo = open_shop(self.simulator, self.account, self.pool.connect, self.target, self.now, ())
+            sold, solo = open_shop(self.simulator, self.account, self.pool.connect, self.target, self.now, PRIVATE)
             self.customers = Customers(self.account, sold, solo, self.plan.customer_of, self.figures)
+            self.saboteur = Saboteur(self.simulator, self.account, self.customers, self.network, self.pool, self.plan.plantings)
+            self.runs.tampered = self.saboteur.tampered
             add_tenants(self.dsn, self.plan.tenants)
             hour = self.plan.begin
             while hour < self.plan.end + SETTLES_WITHIN:
@@ -107,8 +112,7 @@ class Life:
             self._stand_at(max(act.at, self.now))
             self.customers.do(act)
             self._news = True
-            for tenant in self.plan.tenants:
-                self._ends.pop(tenant, None)
+            self._ends.pop(act.tenant, None)
         self._stand_at(instant)
         self._record()
 
@@ -166,6 +170,7 @@ class Life:
             or (self._calls and self._calls[-1].recorded_at < end)
             or any(start <= one < end for one in self._period_ends(start))
             or any(start <= one.until < end for one in self.plan.outages)
+            or any(start <= one.period_end < end for one in self.saboteur.waiting)
             or self._anything_open()
         )
 
@@ -192,9 +197,12 @@ class Life:
         self.pass_to(window.end)
         if self._used.pop(window.start, False):
             if self._is_up(1.5):
+                self.saboteur.before_run(window, self.now)
                 self.runs.report_usage(window)
+                self.saboteur.after_run(window, self.now)
             else:
                 self._left_over = True
+        self.saboteur.look_at_invoices(self.now)
         if self._news and self._is_up(5):
             self._news = not self.runs.sync_subscriptions()
         if (self._left_over or self._anything_open()) and self._is_up(30):

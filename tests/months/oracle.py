@@ -100,9 +100,10 @@ class Part:
 
 @dataclass
 class Judgement:
-    """What is wrong, and the figures of what was judged. `unexplained`: final invoices with a line that is not explained."""
+    """What is wrong, each with the tenant or customer that it is about, and the figures of what was judged. `unexplained`: final invoices
+    with a line that is not explained."""
 
-    problems: list[str] = field(default_factory=list)
+    problems: list[tuple[str, str]] = field(default_factory=list)
     unexplained: set[str] = field(default_factory=set)
     figures: Counter[str] = field(default_factory=Counter)
 
@@ -139,9 +140,14 @@ def judge(db: psycopg.Connection[tuple[Any, ...]], account: StripeAccount, truth
     for part in (part for of_tenant in parts.values() for part in of_tenant):
         _judge_part(part, truth, found)
     found.figures["tokens set aside outside of any subscription"] += sum(row.tokens for row in outside)
-    found.problems += [f"row {row.id} of {row.tenant_id} at {row.at} is billed, when nothing billed it" for row in outside if row.billed]
+    found.problems += [(row.tenant_id, f"row {row.id} at {row.at} is billed, when nothing billed it") for row in outside if row.billed]
     _judge_sums(db, found)
     return found
+
+
+def tenants_of_reports(db: psycopg.Connection[tuple[Any, ...]]) -> dict[int, str]:
+    """Whose each report is."""
+    return dict(db.execute("SELECT id, tenant_id FROM billing.usage_report").fetchall())
 
 
 def flagged(db: psycopg.Connection[tuple[Any, ...]]) -> list[Flagged]:
@@ -174,7 +180,7 @@ def _add_events(account: StripeAccount, parts: Mapping[str, list[Part]], found: 
         candidates = of_meter.get((event["customer"], event["event_name"]), [])
         number = bisect_right([part.cell.since for part in candidates], at) - 1
         if number < 0 or at >= candidates[number].cell.until:
-            found.problems.append(f"event {event['identifier']} of {event['customer']} at {at} counts, when nothing billed it")
+            found.problems.append((event["customer"], f"event {event['identifier']} at {at} counts, when nothing billed it"))
         else:
             candidates[number].event_tokens += int(event["value"])
         found.figures["events"] += 1
@@ -238,7 +244,7 @@ def _explain(charge: Charge, parts: Mapping[str, list[Part]], truth: Truth, foun
         return
     if not mine:
         found.unexplained.add(charge.invoice["id"])
-        found.problems.append(f"{what} bills a time that no tenant's item has")
+        found.problems.append((charge.invoice["customer"], f"{what} bills a time that no tenant's item has"))
         return
     [part] = mine
     part.charges.append(charge)
@@ -251,7 +257,7 @@ def _explain(charge: Charge, parts: Mapping[str, list[Part]], truth: Truth, foun
         wrong.append(f"has lines of {charge.lines}, expected were {expected}")
     elif not all(amount in ({0} if is_free else rounded(exact)) for (_, amount), (_, exact) in zip(charge.lines, expected, strict=True)):
         wrong.append(f"costs {charge.lines}, expected was {[(units, float(exact)) for units, exact in expected]}")
-    found.problems += [f"{what} of {part.tenant} {one}" for one in wrong]
+    found.problems += [(part.tenant, f"{what} {one}") for one in wrong]
     if wrong:
         found.unexplained.add(charge.invoice["id"])
     else:
@@ -266,11 +272,13 @@ def _explain(charge: Charge, parts: Mapping[str, list[Part]], truth: Truth, foun
 def _judge_part(part: Part, truth: Truth, found: Judgement) -> None:
     """What is billed is what Stripe counts, is on one invoice once that is due, and what is not billed could not be."""
     if part.event_tokens != part.billed_tokens:
-        found.problems.append(f"{part}: {part.billed_tokens} tokens are marked as billed, Stripe counts {part.event_tokens}")
+        found.problems.append((part.tenant, f"{part}: {part.billed_tokens} tokens are marked as billed, Stripe counts {part.event_tokens}"))
     is_closed = part.cell.closes_at + timedelta(hours=73) < truth.now
     final = [charge for charge in part.charges if charge.invoice["status"] != "draft"]
     if len(part.charges) > 1 or (part.billed_tokens and is_closed and not final):
-        found.problems.append(f"{part}: {part.billed_tokens} tokens are on {len(part.charges)} invoices, {len(final)} of them final")
+        wrong = f"{part}: {part.billed_tokens} tokens are on {len(part.charges)} invoices, {len(final)} of them final"
+        found.problems.append((part.tenant, wrong))
+    found.figures["tokens billed in periods that are not final"] += 0 if final else part.billed_tokens
     finalized_at = datetime.fromtimestamp(final[0].invoice["status_transitions"]["finalized_at"], UTC) if final else None
     for row in (row for row in part.rows if not row.billed):
         recorded_at = truth.recorded[row.tenant_id, row.at]
@@ -279,7 +287,8 @@ def _judge_part(part: Part, truth: Truth, found: Judgement) -> None:
         elif row.at < recorded_at - timedelta(days=34):
             found.figures["tokens recorded too late for Stripe"] += row.tokens
         else:
-            found.problems.append(f"{part}: row {row.id} at {row.at}, recorded {recorded_at}, is not billed; final: {finalized_at}")
+            wrong = f"{part}: row {row.id} at {row.at}, recorded {recorded_at}, is not billed; final: {finalized_at}"
+            found.problems.append((part.tenant, wrong))
 
 
 def _could_not_be_sent(recorded_at: datetime, finalized_at: datetime, outages: Sequence[Outage]) -> bool:
@@ -304,9 +313,16 @@ def _judge_sums(db: psycopg.Connection[tuple[Any, ...]], found: Judgement) -> No
     for tenant_id, tokens in rows.items():
         fates = reports[tenant_id]
         if fates["pending"]:
-            found.problems.append(f"{tenant_id}: {fates['pending']} tokens are still on their way")
+            found.problems.append((tenant_id, f"{fates['pending']} tokens are still on their way"))
         if tokens != marked[tenant_id] + fates["aside"] + fates["pending"] or marked[tenant_id] != fates["billed"]:
-            found.problems.append(f"{tenant_id}: {tokens} tokens of rows, {marked[tenant_id]} marked, by reports {dict(fates)}")
+            wrong = f"{tokens} tokens of rows, {marked[tenant_id]} marked, by reports {dict(fates)}"
+            found.problems.append((tenant_id, wrong))
+    figures = found.figures
+    billed, open_tokens = sum(marked.values()), figures["tokens billed in periods that are not final"]
+    if not found.problems and not billed == figures["tokens at Stripe"] == figures["tokens on final invoices"] + open_tokens:
+        found.problems.append(
+            ("all", f"{billed} tokens are billed, Stripe counts {figures['tokens at Stripe']}, and not so many are invoiced")
+        )
     found.figures["tokens of rows"] += sum(rows.values())
     found.figures["tokens billed"] += sum(marked.values())
     found.figures["tokens set aside"] += sum(fates["aside"] for fates in reports.values())

@@ -9,6 +9,7 @@ from dateutil.relativedelta import relativedelta
 
 from crash.faults import OUTAGES
 from months.plans import Act, ActKind, Call, Outage, Plan
+from months.plantings import draw_plantings
 from months.price_list import PRICE_LIST, SOLO
 
 #: Late in a month with 31 days, so that some anchors must come back after shorter ones.
@@ -27,12 +28,17 @@ _BETWEEN_ACTS = 20.0
 #: So many of the hours hold usage of anybody, beside those around acts and period ends.
 _ACTIVE_HOURS = 0.22
 
+_BUYS_WITHIN = timedelta(days=9)
+
 #: How late a row may come: minutes, within two days, and far too late for its invoice.
 _LATE = ((0.6, 5 / 60, 3.0), (0.3, 3.0, 48.0), (0.1, 48.0, 24.0 * 12))
 
 
-def make_plan(seed: int, months: int, tenants: int, *, active: float = _ACTIVE_HOURS) -> Plan:
-    """The same plan for the same arguments."""
+def make_plan(
+    seed: int, months: int, tenants: int, *, active: float = _ACTIVE_HOURS, kinds: Sequence[str] = (), buys_within: timedelta = _BUYS_WITHIN
+) -> Plan:
+    """The same plan for the same arguments. `kinds`: of the errors that are planted, each in the billing of one more tenant, which buys
+    within so long from the beginning."""
     rng = Random(f"{seed} {months} {tenants}")
     end = BEGIN + relativedelta(months=months)
     names = tuple(f"tenant-{number:02}" for number in range(1, tenants + 1))
@@ -46,7 +52,11 @@ def make_plan(seed: int, months: int, tenants: int, *, active: float = _ACTIVE_H
     for name in names:
         acts += _acts(rng, name, first[name], BEGIN, end, changes_plans=name not in shared)
     calls = list(_calls(rng, names, acts, BEGIN, end, active))
-    return Plan(seed, BEGIN, end, names, tuple(sorted(acts)), tuple(sorted(calls)), tuple(_outages(rng, acts, BEGIN, end)), customer_of)
+    outages = tuple(_outages(rng, acts, BEGIN, end))
+    plantings, their_acts, their_calls = draw_plantings(rng, kinds, BEGIN, end, buys_within)
+    names += tuple(one.tenant for one in plantings)
+    acts, calls = sorted([*acts, *their_acts]), sorted([*calls, *their_calls])
+    return Plan(seed, BEGIN, end, names, tuple(acts), tuple(calls), outages, customer_of, tuple(plantings))
 
 
 def _acts(rng: Random, tenant: str, first_plan: str, begin: datetime, end: datetime, *, changes_plans: bool) -> Iterator[Act]:

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal, NamedTuple
 
+from dateutil.relativedelta import relativedelta
+
 #: A checkout; the other plan by other items, or as another price of the same item; a plan without tokens; an end with the period, or at
 #: once with a last invoice; a pause of collection, and its end.
 ActKind = Literal["buy", "other items", "other price", "no tokens", "leave with the period", "leave at once", "pause", "resume"]
@@ -18,6 +20,20 @@ class Act:
     kind: ActKind
     plan: str = ""
     trial_days: int = 0
+
+
+@dataclass(frozen=True)
+class Planting:
+    """An error of a kind (`plantings.KINDS`), to be planted in the billing period of the tenant's that ends at `period_end`."""
+
+    kind: str
+    tenant: str
+    bought_at: datetime
+    period_end: datetime
+
+    @property
+    def period_start(self) -> datetime:
+        return max(self.bought_at, self.period_end - relativedelta(months=1))
 
 
 class Call(NamedTuple):
@@ -56,3 +72,4 @@ class Plan:
     calls: tuple[Call, ...]
     outages: tuple[Outage, ...]
     customer_of: dict[str, str] = field(default_factory=dict)
+    plantings: tuple[Planting, ...] = ()

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from datetime import timedelta
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,6 +14,7 @@ import psycopg
 from months import oracle
 from months.life import Life
 from months.planner import BEGIN, make_plan
+from months.plantings import KINDS
 from months.result import Result
 from sandbox.postgres import PostgresServer
 from sandbox.services import prepare_billing_database
@@ -22,27 +24,42 @@ Kind = Literal["clean", "planted"]
 
 
 class World(NamedTuple):
-    """What is to be lived. `active`: the share of hours that hold usage of anybody."""
+    """What is to be lived. `active`: the share of hours that hold usage of anybody; `buys_within`: when those buy in whose billing errors
+    are planted. With planted errors, each has one of the tenants for itself."""
 
     kind: Kind
     months: int
     tenants: int
     seed: int
     active: float = 0.22
+    buys_within: timedelta = timedelta(days=9)
 
 
 def lived(world: World, dsn: str, simulator: StripeSimulator) -> Result:
     """The world's months in an adopted database, judged."""
     result = Result(world.kind, world.seed)
     began = time.monotonic()
-    plan = make_plan(world.seed, world.months, world.tenants, active=world.active)
+    kinds = list(KINDS) if world.kind == "planted" else []
+    ordinary = max(2, world.tenants - len(kinds))
+    plan = make_plan(world.seed, world.months, ordinary, active=world.active, kinds=kinds, buys_within=world.buys_within)
     with TemporaryDirectory(prefix="months-") as folder, Life(dsn, simulator, Path(folder), plan) as life:
         life.live()
         with psycopg.connect(dsn) as db:
             judgement = oracle.judge(db, life.account, life.truth())
-            flagged = oracle.flagged(db)
+            result.planted, others = life.saboteur.found(oracle.flagged(db), oracle.tenants_of_reports(db))
+        meant = life.saboteur.names_of_all()
         result.figures = life.figures + judgement.figures
-        result.problems = [*life.runs.problems, *judgement.problems, *(str(one) for one in flagged if not life.is_called_for(one))]
+        result.problems = [
+            *life.runs.problems,
+            *(f"{whose}: {wrong}" for whose, wrong in judgement.problems if whose not in meant),
+            *(str(one) for one in others if not life.is_called_for(one)),
+            *(f"not planted: {one.kind}" for one in life.saboteur.waiting),
+            *(
+                f"planted: {one.kind} ({one.tenant}), found as {one.found}, not as {one.wanted}"
+                for one in result.planted
+                if not one.is_right
+            ),
+        ]
     result.seconds = time.monotonic() - began
     return result
 
