@@ -75,6 +75,7 @@ class Life:
             self.customers = Customers(self.account, sold, solo, self.plan.customer_of, self.figures)
             self.saboteur = Saboteur(self.simulator, self.account, self.customers, self.network, self.pool, self.plan.plantings)
             self.runs.tampered = self.saboteur.tampered
+            self.runs.after = lambda window: self.saboteur.after_run(window, self.now)
             add_tenants(self.dsn, self.plan.tenants)
             hour = self.plan.begin
             while hour < self.plan.end + SETTLES_WITHIN:
@@ -199,7 +200,6 @@ class Life:
             if self._is_up(1.5):
                 self.saboteur.before_run(window, self.now)
                 self.runs.report_usage(window)
-                self.saboteur.after_run(window, self.now)
             else:
                 self._left_over = True
         self.saboteur.look_at_invoices(self.now)

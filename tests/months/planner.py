@@ -53,7 +53,7 @@ def make_plan(
         acts += _acts(rng, name, first[name], BEGIN, end, changes_plans=name not in shared)
     calls = list(_calls(rng, names, acts, BEGIN, end, active))
     outages = tuple(_outages(rng, acts, BEGIN, end))
-    plantings, their_acts, their_calls = draw_plantings(rng, kinds, BEGIN, end, buys_within)
+    plantings, their_acts, their_calls = draw_plantings(rng, kinds, BEGIN, end, buys_within, active)
     names += tuple(one.tenant for one in plantings)
     acts, calls = sorted([*acts, *their_acts]), sorted([*calls, *their_calls])
     return Plan(seed, BEGIN, end, names, tuple(acts), tuple(calls), outages, customer_of, tuple(plantings))

@@ -32,6 +32,9 @@ class Kind:
     plan: str = "pure"
 
 
+#: What is done about an event is done amid its period.
+AFTER_ITS_BEGINNING, BEFORE_ITS_END = timedelta(days=2), timedelta(days=12)
+
 #: Usage that Stripe lost is missing on the invoice as well, what it has too much is on it twice; an hour that differs is not confirmed, so
 #: that its period is not complete.
 _MISSING, _TWICE = ("missing_hour", "period_incomplete"), ("duplicate", "period_incomplete")
@@ -66,10 +69,12 @@ KINDS: dict[str, Kind] = {
 
 
 def draw_plantings(
-    rng: Random, kinds: Sequence[str], begin: datetime, end: datetime, buys_within: timedelta
+    rng: Random, kinds: Sequence[str], begin: datetime, end: datetime, buys_within: timedelta, active: float
 ) -> tuple[list[Planting], list[Act], list[Call]]:
-    """A tenant for each kind, what it buys, and what it uses: something in the middle of each period and around its end."""
+    """A tenant for each kind, what it buys, and what it uses: something amid each period, in hours that they share, and around its end."""
     plantings, acts, calls = [], [], []
+    hours = [begin + timedelta(hours=n) for n in range(int((end - begin) / timedelta(hours=1)))]
+    busy = [hour for hour in hours if rng.random() < active]
     for number, kind in enumerate(kinds, 1):
         tenant = f"planted-{number:02}"
         at = begin + timedelta(seconds=rng.randint(60, int(buys_within.total_seconds())))
@@ -77,8 +82,8 @@ def draw_plantings(
         ends = [at + relativedelta(months=n) for n in range(1, 100) if at + relativedelta(months=n) < end]
         plantings.append(Planting(kind, tenant, at, rng.choice(ends)))
         for since, until in zip([at, *ends], [*ends, end], strict=True):
-            days = max(1, (until - since).days)
-            times = {since + timedelta(days=rng.randrange(days), hours=rng.randint(1, 20), seconds=rng.randrange(3600)) for _ in range(6)}
+            amid = [hour for hour in busy if since + AFTER_ITS_BEGINNING <= hour and hour + timedelta(hours=1) <= until - BEFORE_ITS_END]
+            times = {hour + timedelta(seconds=rng.randrange(3600)) for hour in rng.sample(amid, min(5, len(amid)))}
             times |= {until - timedelta(seconds=rng.randint(1, 1500)), since + timedelta(seconds=rng.randint(1, 1500))}
             for moment in sorted(times):
                 if since < moment < min(until, end):

@@ -51,6 +51,8 @@ class Runs:
     passes: Callable[[timedelta], None]
     rng: Random
     figures: Counter[str]
+    #: Called when a window's stages have run.
+    after: Callable[[Window], None] = lambda _: None
     problems: list[str] = field(default_factory=list)
     #: Windows in which rows were tampered with on purpose, so that their tokens need not add up.
     tampered: set[datetime] = field(default_factory=set)
@@ -59,6 +61,7 @@ class Runs:
         with self._run("report_usage", window) as connect:
             self._await_facts(connect, window)
             self._stages(connect, window)
+            self.after(window)
 
     def report_late_usage(self) -> bool:
         """Whether it went through all windows."""
@@ -71,6 +74,7 @@ class Runs:
             for window in windows:
                 with self._task("report_late_usage", window):
                     self._stages(connect, window)
+                    self.after(window)
             done = True
         return done
 

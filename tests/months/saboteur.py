@@ -13,7 +13,7 @@ from crash.workers import Pool
 from months.customers import Customers
 from months.oracle import Flagged
 from months.plans import Planting
-from months.plantings import KINDS
+from months.plantings import AFTER_ITS_BEGINNING, BEFORE_ITS_END, KINDS
 from months.result import Found
 from months.wire import Wire
 from sandbox.stripe_simulator.process import StripeSimulator
@@ -82,7 +82,7 @@ class Saboteur:
             reports = self._reports(one, window)
             if one.kind == "an event is dated before its period":
                 began = one.period_end  # the end of the one before
-                mine = [report for report in reports if report.at >= began] if window.start <= began < window.end else []
+                mine = [report for report in reports if began <= report.at < began + timedelta(hours=1)]
                 if mine:
                     self._simulator.change_event(mine[-1].identifier, at=began - timedelta(minutes=3))
                 self._done(one, bool(mine))
@@ -133,7 +133,7 @@ class Saboteur:
 
     def _is_amid(self, one: Planting, window: Window) -> bool:
         """Well inside the period."""
-        return one.period_start + timedelta(days=2) <= window.start and window.end <= one.period_end - timedelta(days=12)
+        return one.period_start + AFTER_ITS_BEGINNING <= window.start and window.end <= one.period_end - BEFORE_ITS_END
 
     def _done(self, one: Planting, done: bool) -> None:
         if done:
