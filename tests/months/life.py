@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 from crash.network import doors
 from crash.stripe_account import StripeAccount
@@ -24,13 +25,29 @@ from token_billing.windows import Window
 
 HOUR = timedelta(hours=1)
 
+#: What runs once a day, runs then.
+DAILY_AT = 5
+
 #: After the last hour of usage every draft of an ended period becomes final, and everything settles.
 SETTLES_WITHIN = timedelta(days=6)
 
-#: What some run still has to come back to: reports on their way, reports that no summary was seen to hold, drafts that are held.
+#: How many reports are on their way, how many no summary was seen to hold for the time being, or differ from one, and how many drafts
+#: are held. What nobody comes back to within a day waits for the run of each day.
 OPEN = """
-SELECT (SELECT count(*) FROM billing.usage_report WHERE state IN ('frozen', 'sending', 'unresolved', 'accepted'))
+SELECT (SELECT count(*) FROM billing.usage_report WHERE state IN ('frozen', 'sending', 'unresolved', 'accepted')),
+       (SELECT count(*) FROM billing.usage_report WHERE state IN ('accepted', 'billed') AND confirmed_at IS NULL AND token_count > 0
+          AND accepted_at > %(now)s - interval '26 hours')
+       + (SELECT count(*) FROM billing.meter_difference WHERE first_seen_at > %(now)s - interval '26 hours'),
+       (SELECT count(*) FROM billing.closing WHERE final_at IS NULL)
 """
+
+
+class Open(NamedTuple):
+    """A row of OPEN."""
+
+    reports: int
+    unconfirmed: int
+    drafts: int
 
 
 class Life:
@@ -50,7 +67,7 @@ class Life:
         self._ends: dict[str, datetime | None] = {}
         #: Hours that hold usage and whose run is still to come; whether late usage, or news at Stripe, waits for a run.
         self._used: dict[datetime, bool] = {}
-        self._left_over = self._news = False
+        self._left_over = self._news = self._drafts_appeared = False
         self.runs = Runs(
             self.pool,
             self.target,
@@ -75,7 +92,7 @@ class Life:
             self.customers = Customers(self.account, sold, solo, self.plan.customer_of, self.figures)
             self.saboteur = Saboteur(self.simulator, self.account, self.customers, self.network, self.pool, self.plan.plantings)
             self.runs.tampered = self.saboteur.tampered
-            self.runs.after = lambda window: self.saboteur.after_run(window, self.now)
+            self.runs.after = self._after_run
             add_tenants(self.dsn, self.plan.tenants)
             hour = self.plan.begin
             while hour < self.plan.end + SETTLES_WITHIN:
@@ -100,9 +117,11 @@ class Life:
         )
 
     def is_called_for(self, flagged: Flagged) -> bool:
-        """Whether what customers do by themselves calls for it: a plan without tokens is told as long as somebody has it."""
+        """Whether what happened by itself calls for it: a plan without tokens is told as long as somebody has it, the account's grace is
+        not known before the first draft."""
         without_tokens = {act.tenant for act in self.plan.acts if act.kind == "no tokens"}
-        return flagged.cause == "no_metered_item" and flagged.tenant_id in without_tokens
+        told_for_them = flagged.cause == "no_metered_item" and flagged.tenant_id in without_tokens
+        return told_for_them or (flagged.cause == "short_grace" and flagged.resolved_at is not None)
 
     # --- Time ---------------------------------------------------------------------------------------------------------------
 
@@ -112,7 +131,7 @@ class Life:
             act = self._acts.pop()
             self._stand_at(max(act.at, self.now))
             self.customers.do(act)
-            self._news = True
+            self._news = self._drafts_appeared = True  # a subscription that ends has a last one
             self._ends.pop(act.tenant, None)
         self._stand_at(instant)
         self._record()
@@ -172,7 +191,8 @@ class Life:
             or any(start <= one < end for one in self._period_ends(start))
             or any(start <= one.until < end for one in self.plan.outages)
             or any(start <= one.period_end < end for one in self.saboteur.waiting)
-            or self._anything_open()
+            or any(self._open())
+            or start.hour == DAILY_AT
         )
 
     def _period_ends(self, after: datetime) -> Iterator[datetime]:
@@ -184,9 +204,9 @@ class Life:
             if known is not None:
                 yield known
 
-    def _anything_open(self) -> bool:
+    def _open(self) -> Open:
         with self.pool.connect() as db:
-            return any(db.execute(OPEN).fetchone() or ())
+            return Open(*(db.execute(OPEN, {"now": self.now}).fetchone() or ()))
 
     # --- An hour of the scheduler's -----------------------------------------------------------------------------------------
 
@@ -194,7 +214,8 @@ class Life:
         """The runs that begin in the hour after a window."""
         self.figures["hours"] += 1
         self._hour_began = window.end
-        self._news |= any(window.start <= one < window.end for one in self._period_ends(window.start))
+        ended = any(window.start <= one < window.end for one in self._period_ends(window.start))
+        self._news, self._drafts_appeared = self._news or ended, self._drafts_appeared or ended
         self.pass_to(window.end)
         if self._used.pop(window.start, False):
             if self._is_up(1.5):
@@ -205,8 +226,22 @@ class Life:
         self.saboteur.look_at_invoices(self.now)
         if self._news and self._is_up(5):
             self._news = not self.runs.sync_subscriptions()
-        if (self._left_over or self._anything_open()) and self._is_up(30):
+        is_daily = window.start.hour == DAILY_AT
+        if (self._drafts_appeared or is_daily) and self._is_up(10):
+            self._close()
+        if (self._left_over or self._open().reports) and self._is_up(30):
             self._left_over = not self.runs.report_late_usage()
+        if (self._open().unconfirmed or is_daily) and self._is_up(45):
+            self.runs.reconcile_meters()
+        if self._open().drafts and self._is_up(50):
+            self._close()
+
+    def _after_run(self, window: Window) -> None:
+        self._news |= self.saboteur.after_run(window, self.now)
+
+    def _close(self) -> None:
+        self.runs.close_billing_periods()
+        self._drafts_appeared = False
 
     def _is_up(self, minute: float) -> bool:
         """So long after the hour began; whether the scheduler runs then."""

@@ -14,8 +14,9 @@ from months.price_list import Step, Terms
 #: Before the run that bills an hour, right after it, when the period's draft is there, or when it is final.
 When = Literal["before a run", "after a run", "draft", "final"]
 
-#: Prices that one tenant alone has, so that an edit is nobody else's.
+#: Prices that one tenant alone has, so that an edit, or what Stripe tells of a whole meter, is nobody else's.
 PRIVATE = (
+    Terms("private meter", "per_unit", (Step(None, "0.002"),)),
     Terms("private each", "per_unit", (Step(None, "0.0025"),)),
     Terms("private tiers", "graduated", (Step(200_000, "0"), Step(None, "0.0011"))),
 )
@@ -44,7 +45,7 @@ KINDS: dict[str, Kind] = {
     "an event is doubled": Kind("surplus_at_stripe", "after a run", _TWICE),
     "an event's value is raised": Kind("foreign_identifier", "after a run", _TWICE),
     "an event's value is lowered": Kind("missing_at_stripe", "after a run", _MISSING),
-    "an event is rejected beyond the samples": Kind("rejected_asynchronously", "after a run", (*_MISSING, "meter_error")),
+    "an event is rejected beyond the samples": Kind("rejected_asynchronously", "after a run", (*_MISSING, "meter_error"), "private meter"),
     "a foreign event in an hour of ours": Kind("foreign_identifier", "after a run", _TWICE),
     "a foreign event in an hour of none": Kind("foreign_identifier", "after a run", _TWICE),
     "the customer is deleted": Kind("unknown_customer", "after a run", (*_MISSING, "cancelled_without_invoice")),

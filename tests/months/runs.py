@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from random import Random
 
+from token_billing.stages.close_billing_periods import check_closings, hold_and_release
+from token_billing.stages.reconcile_meters import reconcile_meters
+
 from crash.faults import READ_TROUBLES, TROUBLES, RunTroubles
 from crash.workers import WORKER, Connection, Pool, Worker
 from sandbox.kept_in_files import KeptInFiles
@@ -16,11 +19,13 @@ from token_billing.errors import (
     BillingError,
     ConservationBroken,
     FactsUnknown,
+    MetersNotTold,
+    PeriodsIncomplete,
     ReportsLeftOver,
     StripeUnavailable,
 )
 from token_billing.model import Clock, Shard
-from token_billing.settings import PushSettings
+from token_billing.settings import PushSettings, ReconcileSettings
 from token_billing.stages.cancel_surplus import cancel_surplus
 from token_billing.stages.check_conservation import check_conservation
 from token_billing.stages.freeze import freeze
@@ -38,6 +43,9 @@ TROUBLED_RUNS, TROUBLED_REQUESTS = 0.2, 0.3
 
 #: What a run may fail with that the next one heals.
 HEALED_BY_THE_NEXT = (StripeUnavailable, ReportsLeftOver, FactsUnknown)
+
+#: What tells a person of what the oracle judges at the end.
+TOLD = (PeriodsIncomplete, MetersNotTold)
 
 
 @dataclass
@@ -86,6 +94,18 @@ class Runs:
             done = True
         return done
 
+    def close_billing_periods(self) -> None:
+        with self._run("close_billing_periods") as connect:
+            try:
+                hold_and_release(connect, self.target, self.clock, SETTINGS, ReconcileSettings())
+            finally:
+                with self._task("check_closings"):
+                    check_closings(connect, self.clock)
+
+    def reconcile_meters(self) -> None:
+        with self._run("reconcile_meters") as connect:
+            reconcile_meters(connect, self.target, self.clock, SETTINGS)
+
     def _await_facts(self, connect: Connect, window: Window) -> None:
         with self._task("await_facts", window):
             while not facts_are_known(connect, self.target, window, self.clock, SETTINGS, {}):
@@ -121,7 +141,7 @@ class Runs:
         """What one task may fail with is written down, and the others go on."""
         try:
             yield
-        except HEALED_BY_THE_NEXT as failure:
+        except (*HEALED_BY_THE_NEXT, *TOLD) as failure:
             self.figures[f"tasks failed: {type(failure).__name__}"] += 1
         except BillingError as failure:
             if isinstance(failure, ConservationBroken) and window is not None and window.start in self.tampered:

@@ -1,7 +1,7 @@
 """Plants the errors: at Stripe, in its events, prices and invoices, and in our own rows, each at its moment."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import count
@@ -76,8 +76,9 @@ class Saboteur:
                 done = self._finalise_under_push(one)
             self._done(one, done)
 
-    def after_run(self, window: Window, now: datetime) -> None:
-        """The window's reports are with Stripe."""
+    def after_run(self, window: Window, now: datetime) -> bool:
+        """The window's reports are with Stripe. Whether anything was planted."""
+        before = len(self.planted)
         for one in self._due("after a run", now):
             reports = self._reports(one, window)
             if one.kind == "an event is dated before its period":
@@ -88,6 +89,7 @@ class Saboteur:
                 self._done(one, bool(mine))
             elif reports and self._is_amid(one, window):
                 self._done(one, self._with_event(one, reports[0], window, now))
+        return len(self.planted) > before
 
     def look_at_invoices(self, now: datetime) -> None:
         """Drafts and final invoices of periods that have ended."""
@@ -104,23 +106,22 @@ class Saboteur:
     def found(self, flagged: Sequence[Flagged], tenant_of_report: Mapping[int, str]) -> tuple[list[Found], list[Flagged]]:
         """By which causes each planted error was told; and what was told of nothing that was planted, or by a cause that is wrong."""
         causes: dict[str, Counter[str]] = {one.kind: Counter() for one in self.planted}
+        names = {one.kind: self.names.get(one.kind, set()) | self._names_of(one.tenant) for one in self.planted}
         others = []
         for discrepancy in flagged:
-            about = next((one for one in self.planted if self._is_about(discrepancy, one, tenant_of_report)), None)
+            about = next((one for one in self.planted if _is_about(discrepancy, names[one.kind], tenant_of_report)), None)
             if about is None or discrepancy.cause not in (KINDS[about.kind].cause, *KINDS[about.kind].also):
                 others.append(discrepancy)
             else:
                 causes[about.kind][discrepancy.cause] += 1
         return [Found(one.kind, one.tenant, KINDS[one.kind].cause, tuple(sorted(causes[one.kind]))) for one in self.planted], others
 
-    def _is_about(self, flagged: Flagged, one: Planting, tenant_of_report: Mapping[int, str]) -> bool:
-        names = self.names.get(one.kind, set()) | self._names_of(one.tenant)
-        told = {flagged.tenant_id, flagged.stripe_id, tenant_of_report.get(flagged.report_id or 0)}
-        return bool(names & told) or any(name in (flagged.scope or "") for name in names)
-
     def _names_of(self, tenant: str) -> set[str]:
         tenures = self._customers.record.tenures.get(tenant, [])
-        return {tenant, *(name for one in tenures for name in (one.customer_id, one.subscription_id, one.usage_item_id))}
+        customers = {one.customer_id for one in tenures}
+        invoices = [self._account.get(f"invoices?customer={one}&limit=100")["data"] for one in customers]
+        names = {name for one in tenures for name in (one.customer_id, one.subscription_id, one.usage_item_id)}
+        return {tenant, *names, *(invoice["id"] for of_customer in invoices for invoice in of_customer)}
 
     def names_of_all(self) -> set[str]:
         """Of everything that was tampered with."""
@@ -292,3 +293,8 @@ class Saboteur:
         with suppress(KeyError):
             self._name(one, one.tenant)
         return True
+
+
+def _is_about(flagged: Flagged, names: Set[str], tenant_of_report: Mapping[int, str]) -> bool:
+    told = {flagged.tenant_id, flagged.stripe_id, tenant_of_report.get(flagged.report_id or 0)}
+    return bool(names & told) or any(name in (flagged.scope or "") for name in names)
