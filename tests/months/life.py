@@ -31,14 +31,15 @@ DAILY_AT = 5
 #: After the last hour of usage every draft of an ended period becomes final, and everything settles.
 SETTLES_WITHIN = timedelta(days=6)
 
-#: How many reports are on their way, how many no summary was seen to hold for the time being, or differ from one, and how many drafts
-#: are held. What nobody comes back to within a day waits for the run of each day.
+#: How many reports are on their way, how many no summary was seen to hold for the time being, or differ from one, how many drafts are
+#: held, and how many invoices became final and are not compared. What nobody comes back to within a day waits for the run of each day.
 OPEN = """
 SELECT (SELECT count(*) FROM billing.usage_report WHERE state IN ('frozen', 'sending', 'unresolved', 'accepted')),
        (SELECT count(*) FROM billing.usage_report WHERE state IN ('accepted', 'billed') AND confirmed_at IS NULL AND token_count > 0
           AND accepted_at > %(now)s - interval '26 hours')
        + (SELECT count(*) FROM billing.meter_difference WHERE first_seen_at > %(now)s - interval '26 hours'),
-       (SELECT count(*) FROM billing.closing WHERE final_at IS NULL)
+       (SELECT count(*) FROM billing.closing WHERE final_at IS NULL),
+       (SELECT count(*) FROM billing.closing WHERE final_at > %(compared_at)s AND final_at <= %(now)s)
 """
 
 
@@ -48,6 +49,7 @@ class Open(NamedTuple):
     reports: int
     unconfirmed: int
     drafts: int
+    not_compared: int
 
 
 class Life:
@@ -56,7 +58,7 @@ class Life:
     def __init__(self, dsn: str, simulator: StripeSimulator, folder: Path, plan: Plan) -> None:
         self.plan, self.dsn, self.simulator = plan, dsn, simulator
         self.figures: Counter[str] = Counter()
-        self.now = self._hour_began = plan.begin
+        self.now = self._hour_began = self._compared_at = plan.begin
         self.account = StripeAccount(simulator)
         self.network = Wire(lambda: self.now, self.figures)
         self.pool = Pool(dsn)
@@ -206,7 +208,7 @@ class Life:
 
     def _open(self) -> Open:
         with self.pool.connect() as db:
-            return Open(*(db.execute(OPEN, {"now": self.now}).fetchone() or ()))
+            return Open(*(db.execute(OPEN, {"now": self.now, "compared_at": self._compared_at}).fetchone() or ()))
 
     # --- An hour of the scheduler's -----------------------------------------------------------------------------------------
 
@@ -235,6 +237,11 @@ class Life:
             self.runs.reconcile_meters()
         if self._open().drafts and self._is_up(50):
             self._close()
+        if (self._open().not_compared or is_daily) and self._is_up(55):
+            self.saboteur.look_at_invoices(self.now)
+            began = self.now
+            if self.runs.reconcile_invoices():
+                self._compared_at = began
 
     def _after_run(self, window: Window) -> None:
         self._news |= self.saboteur.after_run(window, self.now)

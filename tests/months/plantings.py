@@ -48,7 +48,7 @@ KINDS: dict[str, Kind] = {
     "an event is rejected beyond the samples": Kind("rejected_asynchronously", "after a run", (*_MISSING, "meter_error"), "private meter"),
     "a foreign event in an hour of ours": Kind("foreign_identifier", "after a run", _TWICE),
     "a foreign event in an hour of none": Kind("foreign_identifier", "after a run", _TWICE),
-    "the customer is deleted": Kind("unknown_customer", "after a run", (*_MISSING, "cancelled_without_invoice")),
+    "the customer is deleted, with an event": Kind("unknown_customer", "after a run", (*_MISSING, "cancelled_without_invoice")),
     "an event is dated before its period": Kind("missing_at_stripe", "after a run", (*_MISSING, *_TWICE, "foreign_identifier")),
     "a row is marked by another": Kind("rows_changed", "before a run"),
     "the invoice becomes final under a push": Kind("late_after_finalisation", "before a run", ("period_incomplete",)),

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from random import Random
 
 from token_billing.stages.close_billing_periods import check_closings, hold_and_release
+from token_billing.stages.reconcile_invoices import compare_invoices
 from token_billing.stages.reconcile_meters import reconcile_meters
 
 from crash.faults import READ_TROUBLES, TROUBLES, RunTroubles
@@ -32,6 +33,7 @@ from token_billing.stages.freeze import freeze
 from token_billing.stages.late_usage import late_windows
 from token_billing.stages.mark_billed import mark_billed
 from token_billing.stages.push import push
+from token_billing.stages.read_invoices import read_invoices
 from token_billing.stages.sync_subscriptions import facts_are_known, sync_subscriptions
 from token_billing.windows import Window
 
@@ -105,6 +107,15 @@ class Runs:
     def reconcile_meters(self) -> None:
         with self._run("reconcile_meters") as connect:
             reconcile_meters(connect, self.target, self.clock, SETTINGS)
+
+    def reconcile_invoices(self) -> bool:
+        """Whether it went through."""
+        done = False
+        with self._run("reconcile_invoices") as connect:
+            read_invoices(connect, self.target, self.clock)
+            compare_invoices(connect, self.target, self.clock, {})
+            done = True
+        return done
 
     def _await_facts(self, connect: Connect, window: Window) -> None:
         with self._task("await_facts", window):

@@ -106,7 +106,7 @@ class Saboteur:
     def found(self, flagged: Sequence[Flagged], tenant_of_report: Mapping[int, str]) -> tuple[list[Found], list[Flagged]]:
         """By which causes each planted error was told; and what was told of nothing that was planted, or by a cause that is wrong."""
         causes: dict[str, Counter[str]] = {one.kind: Counter() for one in self.planted}
-        names = {one.kind: self.names.get(one.kind, set()) | self._names_of(one.tenant) for one in self.planted}
+        names = {one.kind: self._names_about(one) for one in self.planted}
         others = []
         for discrepancy in flagged:
             about = next((one for one in self.planted if _is_about(discrepancy, names[one.kind], tenant_of_report)), None)
@@ -116,16 +116,18 @@ class Saboteur:
                 causes[about.kind][discrepancy.cause] += 1
         return [Found(one.kind, one.tenant, KINDS[one.kind].cause, tuple(sorted(causes[one.kind]))) for one in self.planted], others
 
-    def _names_of(self, tenant: str) -> set[str]:
-        tenures = self._customers.record.tenures.get(tenant, [])
-        customers = {one.customer_id for one in tenures}
-        invoices = [self._account.get(f"invoices?customer={one}&limit=100")["data"] for one in customers]
-        names = {name for one in tenures for name in (one.customer_id, one.subscription_id, one.usage_item_id)}
-        return {tenant, *names, *(invoice["id"] for of_customer in invoices for invoice in of_customer)}
+    def _names_about(self, one: Planting) -> set[str]:
+        """The tenant, and all that it, or what was planted, has at Stripe."""
+        tenures = self._customers.record.tenures.get(one.tenant, [])
+        names = {one.tenant, *self.names.get(one.kind, ())}
+        names |= {name for tenure in tenures for name in (tenure.customer_id, tenure.subscription_id, tenure.usage_item_id)}
+        customers = [name for name in names if name.startswith("cus_")]
+        invoices = [self._account.get(f"invoices?customer={customer}&limit=100")["data"] for customer in customers]
+        return names | {invoice["id"] for of_customer in invoices for invoice in of_customer}
 
     def names_of_all(self) -> set[str]:
         """Of everything that was tampered with."""
-        return {name for one in self.planted for name in self.names.get(one.kind, set()) | self._names_of(one.tenant)}
+        return {name for one in self.planted for name in self._names_about(one)}
 
     # --- Moments ------------------------------------------------------------------------------------------------------------
 
@@ -171,7 +173,8 @@ class Saboteur:
                 self._foreign(tenure.customer_id, tenure.event_name, window.start + timedelta(minutes=59, seconds=7), 77_777)
             case "a foreign event in an hour of none":
                 return self._foreign_elsewhere(one, tenure, now)
-            case "the customer is deleted":
+            case "the customer is deleted, with an event":
+                self._simulator.lose_event(report.identifier)
                 self._account.delete_customer(tenure.customer_id)
                 self._customers.record.end(one.tenant, now, subscription=True)
             case "a second item on the meter":
