@@ -13,6 +13,7 @@ from crash.workers import Pool
 from months.customers import Customers
 from months.opening import add_tenants, open_shop
 from months.oracle import Flagged, Truth
+from months.people import People
 from months.plans import Outage, Plan
 from months.plantings import PRIVATE
 from months.runs import Runs
@@ -43,6 +44,13 @@ SELECT (SELECT count(*) FROM billing.usage_report WHERE state IN ('frozen', 'sen
 """
 
 
+#: The reports of a window that Stripe has accepted.
+ACCEPTED = """
+SELECT tenant_id, identifier, event_time FROM billing.usage_report
+WHERE window_start = %s AND state IN ('accepted', 'billed') AND token_count > 0 ORDER BY id
+"""
+
+
 class Open(NamedTuple):
     """A row of OPEN."""
 
@@ -70,6 +78,10 @@ class Life:
         #: Hours that hold usage and whose run is still to come; whether late usage, or news at Stripe, waits for a run.
         self._used: dict[datetime, bool] = {}
         self._left_over = self._news = self._drafts_appeared = False
+        #: Whether people are asked about something.
+        self._asked = False
+        self._disownings, self._disowned = list(reversed(plan.disownings)), set[str]()
+        self.people = People(Random(plan.seed), self.figures)
         self.runs = Runs(
             self.pool,
             self.target,
@@ -119,11 +131,12 @@ class Life:
         )
 
     def is_called_for(self, flagged: Flagged) -> bool:
-        """Whether what happened by itself calls for it: a plan without tokens is told as long as somebody has it, the account's grace is
-        not known before the first draft."""
+        """Whether what happened by itself calls for it: a plan without tokens is told as long as somebody has it, and what Stripe
+        disowned; the account's grace is not known before the first draft."""
         without_tokens = {act.tenant for act in self.plan.acts if act.kind == "no tokens"}
         told_for_them = flagged.cause == "no_metered_item" and flagged.tenant_id in without_tokens
-        return told_for_them or (flagged.cause == "short_grace" and flagged.resolved_at is not None)
+        disowned = flagged.cause == "meter_error" and flagged.stripe_id in self._disowned
+        return told_for_them or disowned or (flagged.cause == "short_grace" and flagged.resolved_at is not None)
 
     # --- Time ---------------------------------------------------------------------------------------------------------------
 
@@ -194,6 +207,8 @@ class Life:
             or any(start <= one.until < end for one in self.plan.outages)
             or any(start <= one.period_end < end for one in self.saboteur.waiting)
             or any(self._open())
+            or self._news
+            or self._asked
             or start.hour == DAILY_AT
         )
 
@@ -231,6 +246,9 @@ class Life:
         is_daily = window.start.hour == DAILY_AT
         if (self._drafts_appeared or is_daily) and self._is_up(10):
             self._close()
+        if (self._asked or is_daily) and self._is_up(20):
+            self.runs.approve_proposals(self.people)
+            self._asked = False
         if (self._left_over or self._open().reports) and self._is_up(30):
             self._left_over = not self.runs.report_late_usage()
         if (self._open().unconfirmed or is_daily) and self._is_up(45):
@@ -245,6 +263,24 @@ class Life:
 
     def _after_run(self, window: Window) -> None:
         self._news |= self.saboteur.after_run(window, self.now)
+        if self._disownings and self._disownings[-1] <= self.now and (identifier := self._to_disown(window)):
+            self._disownings.pop()
+            self.simulator.disown([identifier])
+            self._disowned.add(identifier)
+            self.figures["events disowned"] += 1
+            self._news = self._asked = True
+
+    def _to_disown(self, window: Window) -> str | None:
+        """An event of the window that may still be sent anew: its period goes on for days."""
+        planted = {one.tenant for one in self.plan.plantings}
+        with self.pool.connect() as db:
+            accepted = db.execute(ACCEPTED, (window.start,)).fetchall()
+        for tenant, identifier, at in accepted:
+            cells = self.customers.record.cells(tenant, self.now + timedelta(days=62))
+            closes_at = next((cell.closes_at for cell in cells if cell.since <= at < cell.until), self.now)
+            if tenant not in planted and closes_at > self.now + timedelta(days=4):
+                return str(identifier)
+        return None
 
     def _close(self) -> None:
         self.runs.close_billing_periods()

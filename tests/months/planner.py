@@ -30,6 +30,9 @@ _ACTIVE_HOURS = 0.22
 
 _BUYS_WITHIN = timedelta(days=9)
 
+#: Months of a tenant for each event that is disowned.
+_PER_DISOWNED = 12
+
 #: How late a row may come: minutes, within two days, and far too late for its invoice.
 _LATE = ((0.6, 5 / 60, 3.0), (0.3, 3.0, 48.0), (0.1, 48.0, 24.0 * 12))
 
@@ -53,10 +56,11 @@ def make_plan(
         acts += _acts(rng, name, first[name], BEGIN, end, changes_plans=name not in shared)
     calls = list(_calls(rng, names, acts, BEGIN, end, active))
     outages = tuple(_outages(rng, acts, BEGIN, end))
+    disownings = tuple(sorted(BEGIN + rng.random() * (end - BEGIN) for _ in range(1 + months * tenants // _PER_DISOWNED)))
     plantings, their_acts, their_calls = draw_plantings(rng, kinds, BEGIN, end, buys_within, active)
     names += tuple(one.tenant for one in plantings)
     acts, calls = sorted([*acts, *their_acts]), sorted([*calls, *their_calls])
-    return Plan(seed, BEGIN, end, names, tuple(acts), tuple(calls), outages, customer_of, tuple(plantings))
+    return Plan(seed, BEGIN, end, names, tuple(acts), tuple(calls), outages, customer_of, disownings, tuple(plantings))
 
 
 def _acts(rng: Random, tenant: str, first_plan: str, begin: datetime, end: datetime, *, changes_plans: bool) -> Iterator[Act]:

@@ -72,4 +72,6 @@ class Plan:
     calls: tuple[Call, ...]
     outages: tuple[Outage, ...]
     customer_of: dict[str, str] = field(default_factory=dict)
+    #: From then on the next event is disowned: Stripe accepted it and says later that it does not count.
+    disownings: tuple[datetime, ...] = ()
     plantings: tuple[Planting, ...] = ()

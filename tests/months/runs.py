@@ -13,6 +13,8 @@ from token_billing.stages.reconcile_meters import reconcile_meters
 
 from crash.faults import READ_TROUBLES, TROUBLES, RunTroubles
 from crash.workers import WORKER, Connection, Pool, Worker
+from months.people import People
+from months.settings import SETTINGS
 from sandbox.kept_in_files import KeptInFiles
 from token_billing.adapters.database import Connect
 from token_billing.adapters.stripe_gateway import StripeTarget
@@ -26,7 +28,7 @@ from token_billing.errors import (
     StripeUnavailable,
 )
 from token_billing.model import Clock, Shard
-from token_billing.settings import PushSettings, ReconcileSettings
+from token_billing.settings import ReconcileSettings
 from token_billing.stages.cancel_surplus import cancel_surplus
 from token_billing.stages.check_conservation import check_conservation
 from token_billing.stages.freeze import freeze
@@ -36,9 +38,6 @@ from token_billing.stages.push import push
 from token_billing.stages.read_invoices import read_invoices
 from token_billing.stages.sync_subscriptions import facts_are_known, sync_subscriptions
 from token_billing.windows import Window
-
-#: Fast enough to be no subject here, and leases that outlast every run.
-SETTINGS = PushSettings(calls_per_second=5000, reads_per_second=5000, concurrency=8, tries=2, backoff_s=0.001)
 
 #: So many of the runs meet trouble on the network, and so many of a troubled run's requests.
 TROUBLED_RUNS, TROUBLED_REQUESTS = 0.2, 0.3
@@ -116,6 +115,10 @@ class Runs:
             compare_invoices(connect, self.target, self.clock, {})
             done = True
         return done
+
+    def approve_proposals(self, people: People) -> None:
+        with self._run("approve_proposals") as connect:
+            people.act(connect, self.target, self.clock)
 
     def _await_facts(self, connect: Connect, window: Window) -> None:
         with self._task("await_facts", window):
