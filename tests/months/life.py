@@ -81,7 +81,7 @@ class Life:
         #: Whether people are asked about something.
         self._asked = False
         self._disownings, self._disowned = list(reversed(plan.disownings)), set[str]()
-        self.people = People(Random(plan.seed), self.figures)
+        self.people = People(Random(plan.seed), self.figures, decides=not plan.plantings)
         self.runs = Runs(
             self.pool,
             self.target,

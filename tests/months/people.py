@@ -26,10 +26,11 @@ WHERE state = 'quarantined' AND quarantine_reason = 'disowned'
 
 
 class People:
-    """What they do they do through the product's own commands."""
+    """What they do they do through the product's own commands. `decides`: about proposals, too; where errors are planted, they let them
+    stand."""
 
-    def __init__(self, rng: Random, figures: Counter[str]) -> None:
-        self._rng, self._figures = rng, figures
+    def __init__(self, rng: Random, figures: Counter[str], *, decides: bool) -> None:
+        self._rng, self._figures, self._decides = rng, figures, decides
 
     def act(self, connect: Connect, target: StripeTarget, clock: Clock) -> None:
         """Releases what was disowned, its cause being gone, and decides about every proposal, one way or another."""
@@ -42,7 +43,7 @@ class People:
             except ReleaseRefused:
                 acknowledge(connect, [report_id], by=WHO, reason="seen", clock=clock)
                 self._figures["disowned reports acknowledged"] += 1
-        for proposal in propose(connect, clock):
+        for proposal in propose(connect, clock) if self._decides else ():
             decision = self._rng.choice([one for one in proposal.what.choices if one != Decision.DECLINED])
             decide(connect, proposal.id, decision, WHO, clock)
             self._figures[f"decided: {decision}"] += 1

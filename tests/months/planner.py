@@ -26,7 +26,7 @@ _DOLLARS = [name for name in PRICE_LIST if name not in _YEN]
 _BETWEEN_ACTS = 20.0
 
 #: So many of the hours hold usage of anybody, beside those around acts and period ends.
-_ACTIVE_HOURS = 0.22
+_ACTIVE_HOURS = 0.12
 
 _BUYS_WITHIN = timedelta(days=9)
 

@@ -31,7 +31,7 @@ class World(NamedTuple):
     months: int
     tenants: int
     seed: int
-    active: float = 0.22
+    active: float = 0.12
     buys_within: timedelta = timedelta(days=9)
 
 
