@@ -26,8 +26,8 @@ from token_billing.windows import Window
 
 HOUR = timedelta(hours=1)
 
-#: What runs once a day, runs then.
-DAILY_AT = 5
+#: What runs once a day, runs then, as long as anything has happened in the last few days: nothing comes of it in others.
+DAILY_AT, QUIET_AFTER = 5, timedelta(days=4)
 
 #: After the last hour of usage every draft of an ended period becomes final, and everything settles.
 SETTLES_WITHIN = timedelta(days=6)
@@ -66,7 +66,7 @@ class Life:
     def __init__(self, dsn: str, simulator: StripeSimulator, folder: Path, plan: Plan) -> None:
         self.plan, self.dsn, self.simulator = plan, dsn, simulator
         self.figures: Counter[str] = Counter()
-        self.now = self._hour_began = self._compared_at = plan.begin
+        self.now = self._hour_began = self._compared_at = self._quiet_from = plan.begin
         self.account = StripeAccount(simulator)
         self.network = Wire(lambda: self.now, self.figures)
         self.pool = Pool(dsn)
@@ -200,7 +200,7 @@ class Life:
     # --- What is due --------------------------------------------------------------------------------------------------------
 
     def _is_due(self, start: datetime, end: datetime) -> bool:
-        return bool(
+        happens = (
             (self._acts and self._acts[-1].at < end)
             or (self._calls and self._calls[-1].recorded_at < end)
             or any(start <= one < end for one in self._period_ends(start))
@@ -209,8 +209,13 @@ class Life:
             or any(self._open())
             or self._news
             or self._asked
-            or start.hour == DAILY_AT
         )
+        if happens:
+            self._quiet_from = end + QUIET_AFTER
+        return bool(happens) or self._is_daily(start)
+
+    def _is_daily(self, start: datetime) -> bool:
+        return start.hour == DAILY_AT and start < self._quiet_from
 
     def _period_ends(self, after: datetime) -> Iterator[datetime]:
         """The next one of each tenant."""
@@ -243,7 +248,7 @@ class Life:
         self.saboteur.look_at_invoices(self.now)
         if self._news and self._is_up(5):
             self._news = not self.runs.sync_subscriptions()
-        is_daily = window.start.hour == DAILY_AT
+        is_daily = self._is_daily(window.start)
         if (self._drafts_appeared or is_daily) and self._is_up(10):
             self._close()
         if (self._asked or is_daily) and self._is_up(20):

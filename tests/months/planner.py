@@ -17,6 +17,9 @@ BEGIN = datetime(2026, 1, 27, tzinfo=UTC)
 
 HOUR = timedelta(hours=1)
 
+#: So long after the last month usage goes on: the periods of those who bought early end in that time.
+PERIODS_END = timedelta(days=4)
+
 #: A tenant's plan at first; those who pay in yen go on doing so.
 _FIRST_PLANS = ("bundled",) * 5 + ("pure",) * 3 + ("volume", "packages", "flat fees", "yen", "yen", "yen each")
 _YEN = [name for name, terms in PRICE_LIST.items() if terms.currency == "jpy"]
@@ -28,7 +31,7 @@ _BETWEEN_ACTS = 20.0
 #: So many of the hours hold usage of anybody, beside those around acts and period ends.
 _ACTIVE_HOURS = 0.12
 
-_BUYS_WITHIN = timedelta(days=9)
+_BUYS_WITHIN = timedelta(days=3)
 
 #: Months of a tenant for each event that is disowned.
 _PER_DISOWNED = 12
@@ -43,7 +46,7 @@ def make_plan(
     """The same plan for the same arguments. `kinds`: of the errors that are planted, each in the billing of one more tenant, which buys
     within so long from the beginning."""
     rng = Random(f"{seed} {months} {tenants}")
-    end = BEGIN + relativedelta(months=months)
+    end = BEGIN + relativedelta(months=months) + PERIODS_END
     names = tuple(f"tenant-{number:02}" for number in range(1, tenants + 1))
     first = {name: rng.choice(_FIRST_PLANS) for name in names}
     # The second of each pair buys as the first one's customer: each has a meter of its own.

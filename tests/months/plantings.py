@@ -85,7 +85,8 @@ def draw_plantings(
         for since, until in zip([at, *ends], [*ends, end], strict=True):
             amid = [hour for hour in busy if since + AFTER_ITS_BEGINNING <= hour and hour + timedelta(hours=1) <= until - BEFORE_ITS_END]
             times = {hour + timedelta(seconds=rng.randrange(3600)) for hour in rng.sample(amid, min(5, len(amid)))}
-            times |= {until - timedelta(seconds=rng.randint(1, 1500)), since + timedelta(seconds=rng.randint(1, 1500))}
+            in_its_hour = max(1, 60 * until.minute + until.second)
+            times |= {until - timedelta(seconds=rng.randint(1, in_its_hour)), since + timedelta(seconds=rng.randint(1, 1500))}
             for moment in sorted(times):
                 if since < moment < min(until, end):
                     calls.append(Call(moment, moment, tenant, rng.randint(100_000, 700_000), rng.randint(0, 90_000)))

@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from random import Random
 
-from token_billing.stages.close_billing_periods import check_closings, hold_and_release
-from token_billing.stages.reconcile_invoices import compare_invoices
 from token_billing.stages.reconcile_meters import reconcile_meters
 
 from crash.faults import READ_TROUBLES, TROUBLES, RunTroubles
@@ -31,11 +29,13 @@ from token_billing.model import Clock, Shard
 from token_billing.settings import ReconcileSettings
 from token_billing.stages.cancel_surplus import cancel_surplus
 from token_billing.stages.check_conservation import check_conservation
+from token_billing.stages.close_billing_periods import check_closings, hold_and_release
 from token_billing.stages.freeze import freeze
 from token_billing.stages.late_usage import late_windows
 from token_billing.stages.mark_billed import mark_billed
 from token_billing.stages.push import push
 from token_billing.stages.read_invoices import read_invoices
+from token_billing.stages.reconcile_invoices import compare_invoices
 from token_billing.stages.sync_subscriptions import facts_are_known, sync_subscriptions
 from token_billing.windows import Window
 

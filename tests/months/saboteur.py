@@ -69,12 +69,11 @@ class Saboteur:
     def before_run(self, window: Window, now: datetime) -> None:
         """The window's rows are recorded and not yet billed."""
         for one in self._due("before a run", now):
-            done = False
             if one.kind == "a row is marked by another" and self._is_amid(one, window):
-                done = self._change_row(one, window.start, window.end, "UPDATE token_usage SET billed = true WHERE id = %s", billed=False)
+                mark = "UPDATE token_usage SET billed = true WHERE id = %s"
+                self._done(one, self._change_row(one, window.start, window.end, mark, billed=False))
             elif one.kind == "the invoice becomes final under a push" and window.start <= one.period_end < window.end:
-                done = self._finalise_under_push(one)
-            self._done(one, done)
+                self._finalise_under_push(one)
 
     def after_run(self, window: Window, now: datetime) -> bool:
         """The window's reports are with Stripe. Whether anything was planted."""
@@ -232,7 +231,7 @@ class Saboteur:
             (invoice for invoice in found if invoice["created"] == made and invoice["billing_reason"] != "subscription_create"), None
         )
 
-    def _finalise_under_push(self, one: Planting) -> bool:
+    def _finalise_under_push(self, one: Planting) -> None:
         """Somebody finalises the draft by hand, between the push's look at it and its sending of the period's last hour."""
         tenure, before = self._tenure(one), int(one.period_end.timestamp())
 
@@ -243,9 +242,9 @@ class Saboteur:
                 if invoice is not None and invoice["status"] == "draft":
                     self._name(one, invoice["id"])
                     self._account.post(f"invoices/{invoice['id']}/finalize", {})
+                    self._done(one, True)
 
         self._wire.before_event[tenure.customer_id] = finalise
-        return True
 
     def _edit_price(self, one: Planting, invoice: Mapping[str, Any]) -> None:
         price = self._customers.sold[KINDS[one.kind].plan].price_id

@@ -25,21 +25,22 @@ Kind = Literal["clean", "planted"]
 
 class World(NamedTuple):
     """What is to be lived. `active`: the share of hours that hold usage of anybody; `buys_within`: when those buy in whose billing errors
-    are planted. With planted errors, each has one of the tenants for itself."""
+    are planted. With planted errors (`kinds`), each has one of the tenants for itself."""
 
     kind: Kind
     months: int
     tenants: int
     seed: int
     active: float = 0.12
-    buys_within: timedelta = timedelta(days=9)
+    buys_within: timedelta = timedelta(days=3)
+    kinds: tuple[str, ...] = tuple(KINDS)
 
 
 def lived(world: World, dsn: str, simulator: StripeSimulator) -> Result:
     """The world's months in an adopted database, judged."""
     result = Result(world.kind, world.seed)
     began = time.monotonic()
-    kinds = list(KINDS) if world.kind == "planted" else []
+    kinds = world.kinds if world.kind == "planted" else ()
     ordinary = max(2, world.tenants - len(kinds))
     plan = make_plan(world.seed, world.months, ordinary, active=world.active, kinds=kinds, buys_within=world.buys_within)
     with TemporaryDirectory(prefix="months-") as folder, Life(dsn, simulator, Path(folder), plan) as life:
