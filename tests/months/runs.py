@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from random import Random
 
-from token_billing.stages.reconcile_meters import reconcile_meters
-
 from crash.faults import READ_TROUBLES, TROUBLES, RunTroubles
 from crash.workers import WORKER, Connection, Pool, Worker
 from months.people import People
@@ -36,6 +34,7 @@ from token_billing.stages.mark_billed import mark_billed
 from token_billing.stages.push import push
 from token_billing.stages.read_invoices import read_invoices
 from token_billing.stages.reconcile_invoices import compare_invoices
+from token_billing.stages.reconcile_meters import reconcile_meters
 from token_billing.stages.sync_subscriptions import facts_are_known, sync_subscriptions
 from token_billing.windows import Window
 
