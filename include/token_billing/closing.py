@@ -120,6 +120,11 @@ class Closing:
     released_as: str | None
     final_at: datetime | None
 
+    @property
+    def scope(self) -> str:
+        """What is told of its closing is filed under, apart from what a comparison of its lines finds."""
+        return f"closing {self.invoice_id}"
+
 
 @dataclass(frozen=True)
 class Looked:
@@ -200,7 +205,7 @@ def incomplete(one: Looked) -> Difference:
     missing = "; ".join(map(str, one.missing))
     return Difference(
         Cause.PERIOD_INCOMPLETE,
-        one.closing.invoice_id,
+        one.closing.scope,
         f"Invoice {one.closing.invoice_id} of {one.closing.subscription_id} is {state} and lacks {tokens:,} tokens: {missing}.",
         stripe_id=one.closing.invoice_id,
         expected_tokens=tokens or None,

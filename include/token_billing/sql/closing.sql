@@ -34,7 +34,7 @@ SELECT invoice_id, subscription_id, appeared_at, planned_for, moved_to, released
 FROM billing.closing
 WHERE final_at IS NULL
    OR EXISTS (SELECT FROM billing.discrepancy
-              WHERE discrepancy.cause = 'period_incomplete' AND discrepancy.scope = closing.invoice_id AND discrepancy.resolved_at IS NULL)
+              WHERE discrepancy.cause = 'period_incomplete' AND discrepancy.stripe_id = closing.invoice_id AND discrepancy.resolved_at IS NULL)
 ORDER BY appeared_at, invoice_id
 
 -- name: newest_draft
@@ -187,7 +187,7 @@ WITH due AS (
     UPDATE billing.closing
     SET told_at = CASE WHEN told_at > %(now)s - %(told_again)s THEN told_at ELSE %(now)s END
     FROM billing.discrepancy
-    WHERE discrepancy.cause = 'period_incomplete' AND discrepancy.scope = closing.invoice_id AND discrepancy.resolved_at IS NULL
+    WHERE discrepancy.cause = 'period_incomplete' AND discrepancy.stripe_id = closing.invoice_id AND discrepancy.resolved_at IS NULL
       -- safeguard: nobody is told too seldom
       AND (told_at IS NULL OR told_at > %(now)s - %(moment)s OR told_at <= %(now)s - %(told_again)s)
     RETURNING closing.appeared_at, closing.invoice_id, discrepancy.details

@@ -122,7 +122,7 @@ def _note_incomplete(db: Connection, is_told: Mapping[Looked, bool], now: dateti
     found = [incomplete(one) for one, told in is_told.items() if told]
     for difference in found:
         log.warning("%s", difference.details)
-    discrepancies.note_differences(db, [one.closing.invoice_id for one in is_told], found, now)
+    discrepancies.note_differences(db, [one.closing.scope for one in is_told], found, now)
 
 
 def _note_grace(db: Connection, account_id: str, now: datetime) -> None:
