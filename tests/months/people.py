@@ -3,17 +3,16 @@
 from collections import Counter
 from random import Random
 
-from token_billing.proposals import Decision
-from token_billing.stages.apply_proposals import apply_proposals
-from token_billing.stages.decide_proposals import decide
-from token_billing.stages.propose import propose
-from token_billing.stages.release import acknowledge, release
-
 from months.settings import SETTINGS
 from token_billing.adapters.database import Connect
 from token_billing.adapters.stripe_gateway import StripeTarget
 from token_billing.errors import ReleaseRefused
 from token_billing.model import Clock
+from token_billing.proposals import Decision
+from token_billing.stages.apply_proposals import apply_proposals
+from token_billing.stages.decide_proposals import decide
+from token_billing.stages.propose import propose
+from token_billing.stages.release import acknowledge, release
 
 WHO = "a person"
 

@@ -84,7 +84,7 @@ class Saboteur:
                 began = one.period_end  # the end of the one before
                 mine = [report for report in reports if began <= report.at < began + timedelta(hours=1)]
                 if mine:
-                    self._simulator.change_event(mine[-1].identifier, at=began - timedelta(minutes=3))
+                    self._simulator.change_event(mine[-1].identifier, at=began - timedelta(minutes=63))
                 self._done(one, bool(mine))
             elif reports and self._is_amid(one, window):
                 self._done(one, self._with_event(one, reports[0], window, now))
