@@ -38,7 +38,7 @@ def test_a_closing_run_killed_anywhere_is_finished_by_the_next(month: MonthEnd, 
         month.shop.client.invoices.update(
             invoice, {"automatically_finalizes_at": int((PERIOD_END + timedelta(minutes=before)).timestamp())}
         )
-        month.world.sql("TRUNCATE billing.closing, billing.discrepancy")
+        month.world.sql("TRUNCATE billing.closing, billing.discrepancy CASCADE")
         for planned_for, moved_to, released_as in kept:
             month.world.sql(
                 "INSERT INTO billing.closing (invoice_id, subscription_id, appeared_at, planned_for, moved_to, released_as) "
