@@ -1,7 +1,7 @@
 """Months are lived, hour by hour, but for the hours in which nothing is due."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from datetime import datetime, timedelta
 from pathlib import Path
 from random import Random
@@ -130,13 +130,15 @@ class Life:
             self.now,
         )
 
-    def is_called_for(self, flagged: Flagged) -> bool:
+    def is_called_for(self, flagged: Flagged, lacking: Set[str]) -> bool:
         """Whether what happened by itself calls for it: a plan without tokens is told as long as somebody has it, and what Stripe
-        disowned; the account's grace is not known before the first draft."""
+        disowned; so is an invoice that is `lacking` usage because that came too late; the account's grace is not known before the first
+        draft."""
         without_tokens = {act.tenant for act in self.plan.acts if act.kind == "no tokens"}
         told_for_them = flagged.cause == "no_metered_item" and flagged.tenant_id in without_tokens
         disowned = flagged.cause == "meter_error" and flagged.stripe_id in self._disowned
-        return told_for_them or disowned or (flagged.cause == "short_grace" and flagged.resolved_at is not None)
+        incomplete = flagged.cause == "period_incomplete" and flagged.stripe_id in lacking
+        return told_for_them or disowned or incomplete or (flagged.cause == "short_grace" and flagged.resolved_at is not None)
 
     # --- Time ---------------------------------------------------------------------------------------------------------------
 
@@ -249,7 +251,7 @@ class Life:
         if self._news and self._is_up(5):
             self._news = not self.runs.sync_subscriptions()
         is_daily = self._is_daily(window.start)
-        if (self._drafts_appeared or is_daily) and self._is_up(10):
+        if (self._drafts_appeared or self._open().drafts or is_daily) and self._is_up(10):
             self._close()
         if (self._asked or is_daily) and self._is_up(20):
             self.runs.approve_proposals(self.people)

@@ -105,6 +105,8 @@ class Judgement:
 
     problems: list[tuple[str, str]] = field(default_factory=list)
     unexplained: set[str] = field(default_factory=set)
+    #: Final invoices whose usage was in part recorded so late that no run could send it in time.
+    lacking: set[str] = field(default_factory=set)
     figures: Counter[str] = field(default_factory=Counter)
 
 
@@ -284,6 +286,7 @@ def _judge_part(part: Part, truth: Truth, found: Judgement) -> None:
         recorded_at = truth.recorded[row.tenant_id, row.at]
         if finalized_at and _could_not_be_sent(recorded_at, finalized_at, truth.outages):
             found.figures["tokens recorded too late for their invoice"] += row.tokens
+            found.lacking.add(final[0].invoice["id"])
         elif row.at < recorded_at - timedelta(days=34):
             found.figures["tokens recorded too late for Stripe"] += row.tokens
         else:

@@ -75,7 +75,8 @@ class Runs:
         """Whether it went through all windows."""
         done = False
         with self._run("report_late_usage") as connect:
-            cancel_surplus(connect, self.target, self.clock, SETTINGS)
+            with self._task("cancel_surplus"):
+                cancel_surplus(connect, self.target, self.clock, SETTINGS)
             windows = late_windows(connect, self.clock)
             if windows:
                 self._await_facts(connect, max(windows))

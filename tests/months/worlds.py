@@ -53,7 +53,7 @@ def lived(world: World, dsn: str, simulator: StripeSimulator) -> Result:
         result.problems = [
             *life.runs.problems,
             *(f"{whose}: {wrong}" for whose, wrong in judgement.problems if whose not in meant),
-            *(str(one) for one in others if not life.is_called_for(one)),
+            *(str(one) for one in others if not life.is_called_for(one, judgement.lacking)),
             *(f"not planted: {one.kind}" for one in life.saboteur.waiting),
             *(
                 f"planted: {one.kind} ({one.tenant}), found as {one.found}, not as {one.wanted}"
