@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 
@@ -16,9 +17,9 @@ from world import World
 
 
 @pytest.fixture(scope="module")
-def clusters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[PostgresServer, PostgresServer]]:
-    """Two, of which the tests stop and start the first."""
-    folder = tmp_path_factory.mktemp("clusters")
+def clusters(postgres: PostgresServer) -> Iterator[tuple[PostgresServer, PostgresServer]]:
+    """Two, of which the tests stop and start the first; they lie beside the tests' own."""
+    folder = Path(mkdtemp(prefix="clusters-", dir=postgres.data_dir.parent))
     with PostgresServer(folder / "original", durable=False) as one, PostgresServer(folder / "elsewhere", durable=False) as other:
         make_template(one)
         yield one, other
