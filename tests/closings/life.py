@@ -363,7 +363,7 @@ class Life:
         self._list_drafts()
         names = frozenset(word for word in told.split() if word.startswith("in_"))
         if went_through or names:
-            self.looks.append(Look(self.now, names, dict(self._finalises_at)))
+            self.looks.append(Look(self.now, names, dict(self._finalises_at), went_through))
 
     def _list_drafts(self) -> None:
         drafts = self.account.get("invoices?status=draft&limit=100")["data"]

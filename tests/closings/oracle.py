@@ -20,11 +20,12 @@ AHEAD, SOON = 75 * MINUTE, 35 * MINUTE
 
 @dataclass(frozen=True)
 class Look:
-    """A closing run that went through, and its check: when, which invoices it told of, and when drafts were to be final by then."""
+    """A closing run: when, which invoices its check told of, when drafts were to be final by then, and whether it looked at all of them."""
 
     at: datetime
     told: frozenset[str]
     finalises_at: Mapping[str, datetime]
+    went_through: bool
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def _judge(judgement: Judgement, invoice: dict[str, Any], truth: Truth, events: 
     def lacking(recorded_by: datetime, until: datetime) -> int:
         """Tokens recorded by the one time that are neither at Stripe by the other, nor kept aside with somebody's knowledge by when the
         next run looked."""
-        known_by = next((look.at for look in looks if look.at >= until), until)
+        known_by = next((look.at for look in looks if look.went_through and look.at >= until), until)
         aside = sum(row.tokens for row in rows if row.is_aside and row.settled_at and row.settled_at <= known_by)
         return sum(row.tokens for row in rows if row.recorded_at <= recorded_by) - aside - on_invoice(until)
 
@@ -105,7 +106,7 @@ def _judge(judgement: Judgement, invoice: dict[str, Any], truth: Truth, events: 
     if final is not None:
         figures["final invoices"] += 1
         # While the scheduler lives, runs come in the last hour before; where it does not, the telling comes afterwards.
-        before = [look for look in looks if max(appeared, final - AHEAD) <= look.at < final]
+        before = [look for look in looks if look.went_through and max(appeared, final - AHEAD) <= look.at < final]
         if lacking(final, final) > 0:
             figures["final and incomplete"] += 1
             if not told:
@@ -135,7 +136,7 @@ def _judge_release(
     if truth.is_by_hand or truth.frozen_at is None or any(row.settled_at is None for row in rows):
         return
     complete = max([truth.frozen_at, truth.end, *(row.settled_at for row in rows if row.settled_at), *(row.recorded_at for row in rows)])
-    seen = next((look.at for look in looks if look.at >= complete), None)
+    seen = next((look.at for look in looks if look.went_through and look.at >= complete), None)
     if seen is not None and (final is None or final > seen):
         judgement.figures["released early"] += 1
         if final is None or final > seen + SOON:
