@@ -123,6 +123,7 @@ class Closing:
     @property
     def scope(self) -> str:
         """What is told of its closing is filed under, apart from what a comparison of its lines finds."""
+        # safeguard: an alert stands apart from what lines say
         return f"closing {self.invoice_id}"
 
 
