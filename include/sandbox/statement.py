@@ -107,9 +107,9 @@ async def _counted(target: StripeTarget, destinations: list[tuple[str, str, str]
 
 def show(statement: Statement, console: Console) -> None:
     """Prints the statement, the largest tenants one by one."""
-    names = ("tokens", "billed", "at_stripe", "invoiced", "difference", "quarantined")
+    names = ("tokens", "billed", "at_stripe", "invoiced", "quarantined")
     table = Table(title="Statement (tokens, and what the invoices ask for them)", padding=(0, 0, 0, 1), show_edge=False)
-    table.add_column("tenant", overflow="ellipsis", no_wrap=True, max_width=22)
+    table.add_column("tenant", overflow="ellipsis", no_wrap=True, max_width=21)
     for name in (*names, "amount"):
         table.add_column(name.replace("_s", " S"), justify="right", no_wrap=True)
 
@@ -127,3 +127,8 @@ def show(statement: Statement, console: Console) -> None:
     table.add_section()
     add(f"all {len(statement.lines)} tenants", statement.lines, "bold")
     console.print(table)
+    for line in statement.lines:
+        if line.difference:
+            console.print(
+                f"{line.tenant_id}: billed, at Stripe and invoiced differ by {line.difference:,} tokens", style="red", markup=False
+            )
