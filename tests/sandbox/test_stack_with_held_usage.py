@@ -1,4 +1,4 @@
-"""Held usage is decided about in Airflow, by a person: through the API that the UI's "Required actions" calls.
+"""Held usage and proposals are decided about in Airflow, by a person: through the API that the UI's "Required actions" calls.
 
 After the tests of the stack itself, which count its runs."""
 
@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import psycopg
 import pytest
 
+from sandbox.airflow_api import AirflowApi
 from sandbox.postgres import PostgresServer
 from stack_fixture import SandboxStack
 from token_billing.adapters.clock import system_clock
@@ -28,6 +29,36 @@ def wait_for(question: Callable[[], Found | None], seconds: float = 120) -> Foun
         assert time.monotonic() < deadline, "nothing came"
         time.sleep(0.5)
     return found
+
+
+class Questions:
+    """What a DAG asks people."""
+
+    def __init__(self, api: AirflowApi, dag_id: str) -> None:
+        self._api, self._dag_id = api, dag_id
+
+    def answer(self, *choices: str) -> None:
+        """Has the DAG ask, and answers each of its questions, in the order of their subjects."""
+        wait_for(lambda: self._api.is_paused(self._dag_id) is not None or None)
+        run(self._api, self._dag_id)  # or the schedule's own run asks first
+        wait_for(lambda: self._waiting(len(choices)))
+        # A person reads first. An answer within Airflow's heartbeat of 5 s, before the scheduler has heard that the task parked, makes it
+        # take the task for a dead one: it is retried, and asks again.
+        time.sleep(15)
+        waiting = sorted(wait_for(lambda: self._waiting(len(choices))), key=lambda one: str(one["subject"]))
+        for question, choice in zip(waiting, choices, strict=True):
+            instance = question["task_instance"]
+            path = f"/dags/{self._dag_id}/dagRuns/{instance['dag_run_id']}/taskInstances/{instance['task_id']}/{instance['map_index']}"
+            self._api.call("PATCH", f"{path}/hitlDetails", {"chosen_options": [choice], "params_input": {}})
+
+    def _waiting(self, count: int) -> list[dict[str, Any]] | None:
+        found = self._api.call("GET", f"/dags/{self._dag_id}/dagRuns/~/hitlDetails")["hitl_details"]
+        waiting = [one for one in found if one["task_instance"]["state"] == "awaiting_input"]
+        return waiting if len(waiting) == count else None
+
+
+def run(api: AirflowApi, dag_id: str) -> None:
+    api.call("POST", f"/dags/{dag_id}/dagRuns", {"logical_date": None})
 
 
 def test_a_person_approves_one_total_and_refuses_another(stack: SandboxStack) -> None:
@@ -51,14 +82,6 @@ def test_a_person_approves_one_total_and_refuses_another(stack: SandboxStack) ->
             (window.start,),
         )
 
-    def run(dag_id: str) -> str:
-        return str(api.call("POST", f"/dags/{dag_id}/dagRuns", {"logical_date": None})["dag_run_id"])
-
-    def questions() -> list[dict[str, Any]] | None:
-        found = api.call("GET", "/dags/approve_held_usage/dagRuns/~/hitlDetails")["hitl_details"]
-        waiting = [one for one in found if one["task_instance"]["state"] == "awaiting_input"]
-        return waiting if len(waiting) == 2 else None
-
     def decisions() -> list[tuple[str, str]] | None:
         with stack.billing() as db:
             found = db.execute("SELECT decision, decided_by FROM billing.hold WHERE decision IS NOT NULL ORDER BY report_id").fetchall()
@@ -69,17 +92,36 @@ def test_a_person_approves_one_total_and_refuses_another(stack: SandboxStack) ->
             found = db.execute("SELECT state FROM billing.usage_report WHERE window_start = %s ORDER BY id", (window.start,)).fetchall()
         return found if ("billed",) in found else None
 
-    wait_for(lambda: api.is_paused("approve_held_usage") is not None or None)
-    run("approve_held_usage")  # or the schedule's own run asks first
-    wait_for(questions)
-    # A person reads first. An answer within Airflow's heartbeat of 5 s, before the scheduler has heard that the task parked, makes it
-    # take the task for a dead one: it is retried, and asks again.
-    time.sleep(15)
-    for question, choice in zip(sorted(wait_for(questions), key=lambda one: one["subject"]), ("Approve", "Refuse"), strict=True):
-        instance = question["task_instance"]
-        path = f"/dags/approve_held_usage/dagRuns/{instance['dag_run_id']}/taskInstances/{instance['task_id']}/{instance['map_index']}"
-        api.call("PATCH", f"{path}/hitlDetails", {"chosen_options": [choice], "params_input": {}})
+    Questions(api, "approve_held_usage").answer("Approve", "Refuse")
     assert [decision for decision, _ in wait_for(decisions)] == ["approved", "refused"]
     assert all(by and by != "somebody" for _, by in wait_for(decisions))
-    run("report_late_usage")
+    run(api, "report_late_usage")
     assert wait_for(outcomes) == [("billed",), ("quarantined",)]
+
+
+def test_a_person_releases_usage_whose_tenant_is_known_by_now(stack: SandboxStack) -> None:
+    """The proposal is asked about, the answer carried out with an audit row that names who gave it, and the usage billed."""
+    stack.up()
+    api = stack.api()
+    window = Window(last_closed_window(system_clock()).start - timedelta(days=19))
+    dsn = PostgresServer(stack.home / "postgres").dsn("billing")
+    with stack.billing() as db:
+        db.execute(
+            "INSERT INTO token_usage (tenant_id, model, input_tokens, output_tokens, created_at) VALUES ('newcomer', 'm', 5, 0, %s)",
+            (window.start,),
+        )
+    freeze(lambda: psycopg.connect(dsn), window, system_clock)
+    with stack.billing() as db:
+        db.execute(
+            "UPDATE billing.usage_report SET state = 'quarantined', quarantine_reason = 'unknown_tenant', quarantined_at = now(), "
+            "frozen_at = now() - interval '2 hours' WHERE window_start = %s",
+            (window.start,),
+        )
+        db.execute(
+            "INSERT INTO tenants SELECT 'newcomer', 'Newcomer', stripe_customer_id, stripe_subscription_id, stripe_usage_item_id "
+            "FROM tenants WHERE stripe_usage_item_id IS NOT NULL ORDER BY id LIMIT 1"
+        )
+    Questions(api, "approve_proposals").answer("release")
+    stack.wait_until("SELECT count(*) = 1 FROM billing.audit WHERE action = 'release' AND decided_by <> 'somebody'")
+    run(api, "report_late_usage")
+    stack.wait_until("SELECT state = 'billed' FROM billing.usage_report WHERE tenant_id = 'newcomer'")
