@@ -47,6 +47,7 @@ class AsideReport:
     leads_nowhere: str | None
     invoice_id: str | None
     settled_by: int | None
+    quarantined_at: datetime | None
 
 
 def why_not(report: AsideReport, identity: LedgerIdentity, now: datetime) -> str | None:

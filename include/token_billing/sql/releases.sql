@@ -14,7 +14,7 @@ SELECT report.id, report.tenant_id, report.window_start, report.side_start, repo
           AND coalesce(report.event_time, report.side_start) < invoiced.period_end
           AND (invoiced.invoice_status = ANY(%(final_statuses)s::text[]) OR invoiced.finalizes_at <= %(now)s)
         LIMIT 1),
-       acknowledged.proposal_id
+       acknowledged.proposal_id, report.quarantined_at
 FROM billing.usage_report report
 LEFT JOIN billing.destination ON destination.report_id = report.id
 LEFT JOIN billing.acknowledgement acknowledged ON acknowledged.report_id = report.id

@@ -31,7 +31,8 @@ def let_go(db: Connection, identity: LedgerIdentity, report_ids: Sequence[int], 
         if refusal := why_not(report, identity, now):
             raise ReleaseRefused(f"{_named(report)} is not released: {refusal}. Nothing was changed.")
         releases.release(db, report.id, next_identifier(report, identity.ledger_id), now)
-        before = {"state": report.state, "quarantine_reason": report.reason, "generation": report.generation}
+        since = report.quarantined_at and report.quarantined_at.isoformat()
+        before = {"state": report.state, "quarantine_reason": report.reason, "quarantined_at": since, "generation": report.generation}
         # safeguard: who releases is written down
         audit.write_down(db, "release", f"report {report.id}", by, now, before=before, after={"state": "frozen", "why": reason})
 

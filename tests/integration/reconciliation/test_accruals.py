@@ -151,8 +151,10 @@ def test_no_token_is_left_out_at_any_instant(shop: InvoicedShop, monkeypatch: py
 
 
 def test_what_was_released_since_counts_as_aside_before(shop: InvoicedShop) -> None:
-    """Its cause went away, somebody let it go, and it was billed: before that it was quarantined, and worth the list price."""
+    """Its cause went away, somebody let it go, and it was billed: before that it was quarantined, and worth the list price; and before
+    it was that, it just waited."""
     shop.use(("ghost", 1_000_000))
+    [(quarantined_at,)] = shop.world.sql("SELECT quarantined_at FROM billing.usage_report WHERE tenant_id = 'ghost'")
     aside = shop.world.clock() + MINUTE
     shop.at(aside + HOUR)
     shop.add_tenants("ghost")
@@ -163,13 +165,15 @@ def test_what_was_released_since_counts_as_aside_before(shop: InvoicedShop) -> N
         )
         db.execute(
             "INSERT INTO billing.audit (action, subject, decided_by, decided_at, before, after) "
-            "SELECT 'release', 'report ' || id, 'ann', %s, '{}', '{}' FROM billing.usage_report WHERE tenant_id = 'ghost'",
-            [shop.world.clock()],
+            "SELECT 'release', 'report ' || id, 'ann', %s, jsonb_build_object('quarantined_at', %s::timestamptz), '{}' "
+            "FROM billing.usage_report WHERE tenant_id = 'ghost'",
+            [shop.world.clock(), quarantined_at],
         )
     for before in (aside, shop.world.clock()):
         assert open_parts(as_of(shop, before)) == {("ghost", "quarantined"): (1_000_000, 2000)}
     shop.at(shop.world.clock() + MINUTE)
-    assert open_parts(as_of(shop, shop.world.clock())) == {("ghost", "unbilled"): (1_000_000, 2000)}
+    for waiting in (quarantined_at, shop.world.clock()):
+        assert open_parts(as_of(shop, waiting)) == {("ghost", "unbilled"): (1_000_000, 2000)}
 
 
 @pytest.mark.parametrize("decision", ["invoice_item", "write_off"])
