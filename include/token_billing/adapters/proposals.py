@@ -2,6 +2,7 @@
 stages do."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +26,7 @@ from token_billing.proposals import (
     overbilled,
 )
 from token_billing.rating import Price
+from token_billing.reconciliation import Cause
 from token_billing.releases import MENDABLE, TOO_LATE
 
 PROPOSALS = queries("proposals.sql")
@@ -138,13 +140,13 @@ def _release(
 
 
 def _billed_nowhere(db: Connection) -> Iterator[LateUsage]:
-    settled: dict[str, int] = dict(db.execute(PROPOSALS["settled"]).fetchall())
+    settled = _settled(db)
     for row in db.execute(PROPOSALS["billed_nowhere"], {"causes": list(UNBILLED_CAUSES)}):
         discrepancy_id, cause, tenant_id, hour, invoice_id, subscription_id, customer_id, item, price_id, start, end, *rest = row
         found_tokens, details, billed_tokens, *terms = rest
         subject = _subject(cause, invoice_id, item, tenant_id, hour)
         # safeguard: what was settled of a finding is not proposed again
-        if (tokens := found_tokens - settled.get(subject, 0)) <= 0:
+        if (tokens := found_tokens - _settled_tokens(settled, cause, subject, invoice_id, item)) <= 0:
             continue
         period = BillingPeriod(start, end)
         names = (tenant_id, invoice_id, subscription_id, customer_id, item, price_id, period)
@@ -153,6 +155,7 @@ def _billed_nowhere(db: Connection) -> Iterator[LateUsage]:
 
 
 def _overbilled(db: Connection) -> Iterator[Candidate]:
+    settled = {one.subject: one for one in _settled(db)}
     for row in db.execute(PROPOSALS["overbilled"], {"causes": list(OVERBILLED_CAUSES)}):
         discrepancy_id, cause, tenant_id, hour, invoice_id, subscription_id, customer_id, item, price_id, start, end, *rest = row
         named, details, expected_tokens, expected_cents, found_tokens, found_cents, currency, *terms = rest
@@ -161,8 +164,38 @@ def _overbilled(db: Connection) -> Iterator[Candidate]:
         subject = _subject(cause, invoice_id, named, tenant_id, hour)
         candidate = Candidate(Kind.OVERBILLED, subject, 0, details, *names, discrepancy_id=discrepancy_id)
         expected, found = (expected_tokens, expected_cents), (found_tokens, found_cents)
-        if (proposed := overbilled(candidate, expected, found, _price(price_id, terms), currency)) is not None:
+        if (proposed := overbilled(candidate, expected, found, _price(price_id, terms), currency)) is None:
+            continue
+        # safeguard: what was credited of a finding is not credited again
+        if (before := settled.get(subject)) is None:
             yield proposed
+        elif (cents := (proposed.amount_cents or 0) - before.amount_cents) > 0:
+            yield replace(proposed, token_count=max(0, proposed.token_count - before.token_count), amount_cents=cents)
+
+
+class _Settled(NamedTuple):
+    """What was decided for good about something that a comparison found."""
+
+    kind: str
+    subject: str
+    invoice_id: str | None
+    usage_item_id: str | None
+    token_count: int
+    amount_cents: int
+
+
+def _settled(db: Connection) -> list[_Settled]:
+    return [_Settled(*row) for row in db.execute(PROPOSALS["settled"])]
+
+
+def _settled_tokens(settled: Iterable[_Settled], cause: str, subject: str, invoice_id: str, item: str | None) -> int:
+    """What of a finding was carried forward or written off. An invoice that was voided lacks all that was reported of an item, with what
+    was found to be missing on it before."""
+    if cause == Cause.VOIDED_INVOICE:
+        about_it = (one for one in settled if (one.kind, one.invoice_id, one.usage_item_id) == (Kind.LATE_USAGE, invoice_id, item))
+    else:
+        about_it = (one for one in settled if one.subject == subject)
+    return sum(one.token_count for one in about_it)
 
 
 def _subject(cause: str, invoice_id: str, named: str | None, tenant_id: str | None, hour: datetime | None) -> str:

@@ -111,16 +111,18 @@ CROSS JOIN LATERAL (
     FROM billing.proposal
     WHERE proposal.kind = 'late_usage' AND proposal.decision = 'invoice_item'
       AND proposal.usage_item_id = goes.usage_item_id AND proposal.period_start = coalesce(line.period_start, invoiced.period_start)
+      -- What was carried forward before the invoice was voided lies on top of what that billed, not below.
+      AND (found.cause <> 'voided_invoice' OR proposal.subject LIKE 'voided_invoice %%')
 ) carried
 WHERE found.cause = ANY(%(causes)s::text[]) AND found.resolved_at IS NULL
   AND coalesce(line.period_start, invoiced.period_start) IS NOT NULL
 
 -- name: settled
--- Tokens by subject that were carried forward or written off, of what comparisons found.
-SELECT subject, sum(token_count)::bigint
+-- Tokens and cents by subject that were carried forward, credited or written off, of what comparisons found on an invoice about an item.
+SELECT kind, subject, invoice_id, usage_item_id, sum(token_count)::bigint, coalesce(sum(amount_cents), 0)::bigint
 FROM billing.proposal
-WHERE kind = 'late_usage' AND decision IN ('invoice_item', 'write_off') AND discrepancy_id IS NOT NULL
-GROUP BY subject
+WHERE decision IN ('invoice_item', 'credit_note', 'write_off') AND discrepancy_id IS NOT NULL
+GROUP BY kind, subject, invoice_id, usage_item_id
 
 -- name: overbilled
 -- Final invoices that billed more than they should.

@@ -207,6 +207,20 @@ def test_an_overbilled_invoice_is_credited(office: Office) -> None:
     [note] = office.client.credit_notes.list({"invoice": invoice_id}).data
     assert (note.amount, note.metadata["proposal"]) == (250, str(proposal.id))
     assert office.proposed() == []
+    for tokens, cents, rest in ((500_000, 200, []), (600_000, 310, [(100_000, 60)])):  # the finding comes back with other figures
+        find(office, Cause.DUPLICATE, (0, 0), (tokens, cents), 6_500_000)
+        assert [(one.what.token_count, one.what.amount_cents) for one in office.proposed()] == rest
+
+
+def test_what_was_carried_forward_is_not_billed_again_when_the_invoice_is_voided(office: Office) -> None:
+    """The voided invoice lacks it as well; what is left is worth what it was worth on that invoice."""
+    office.world.set_time(AFTER)
+    find(office, Cause.LATE_AFTER_FINALISATION, (300_000, 150), (0, 0), 6_000_000)
+    office.decide(Decision.INVOICE_ITEM)
+    assert office.apply() == 1
+    invoice_id = find(office, Cause.VOIDED_INVOICE, (6_300_000, 650), (0, 0), 6_000_000)
+    office.world.sql("UPDATE billing.invoice SET status = 'void' WHERE invoice_id = %s", invoice_id)
+    assert [(one.what.token_count, one.what.amount_cents) for one in office.proposed()] == [(6_000_000, 500)]
 
 
 def test_a_pause_keeps_decisions_from_being_carried_out(late: Office) -> None:
