@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from token_billing.adapters.database import Connection, storable
+from token_billing.adapters.discrepancies import FACTS_MATTER_FOR
 from token_billing.adapters.queries import queries
 from token_billing.closing import DECIDED_REASONS, LAST_WINDOW_WAITS, Closing, ClosingInvoice, Missing, Step, Why
 
@@ -38,9 +39,10 @@ def note_appeared(db: Connection, invoice: ClosingInvoice) -> None:
     db.execute(CLOSING["note_appeared"], parameters)
 
 
-def open_closings(db: Connection) -> list[Closing]:
-    """Those not known to be final, and those of which somebody was told that they lack usage; the oldest first."""
-    return [_closing(*row) for row in db.execute(CLOSING["open_closings"])]
+def open_closings(db: Connection, now: datetime) -> list[Closing]:
+    """Those not known to be final, but for old ones that a person has settled, and those of which somebody was told that they lack usage;
+    the oldest first."""
+    return [_closing(*row) for row in db.execute(CLOSING["open_closings"], {"since": now - FACTS_MATTER_FOR})]
 
 
 def newest_draft(db: Connection) -> Closing | None:

@@ -29,10 +29,15 @@ VALUES (%(invoice_id)s, %(subscription_id)s, %(appeared_at)s, %(planned_for)s)
 ON CONFLICT (invoice_id) DO NOTHING
 
 -- name: open_closings
--- Invoices that are not known to be final, and those that are and of which somebody was told that they lack usage.
+-- Invoices that are not known to be final, and those of which somebody was told that they lack usage.
+-- A draft that nobody finalised, or that is gone, is looked at no more once a person has settled that and nothing more of it can be sent.
 SELECT invoice_id, subscription_id, appeared_at, planned_for, moved_to, released_as, final_at
 FROM billing.closing
 WHERE final_at IS NULL
+      AND (appeared_at > %(since)s
+           OR NOT EXISTS (SELECT FROM billing.discrepancy
+                          WHERE discrepancy.cause = 'period_incomplete' AND discrepancy.stripe_id = closing.invoice_id
+                            AND discrepancy.resolved_by IS NOT NULL))
    OR EXISTS (SELECT FROM billing.discrepancy
               WHERE discrepancy.cause = 'period_incomplete' AND discrepancy.stripe_id = closing.invoice_id AND discrepancy.resolved_at IS NULL)
 ORDER BY appeared_at, invoice_id
@@ -89,10 +94,16 @@ WITH invoice AS (
     UNION
     SELECT tenant_of.invoice_id, report.id, report.tenant_id, report.window_start, report.token_count, 'after_finalisation'
     FROM tenant_of
-    JOIN billing.usage_report report
-      ON report.tenant_id = tenant_of.tenant_id AND report.usage_item_id = tenant_of.usage_item_id
-     AND report.window_start > tenant_of.period_start - interval '1 hour' AND report.window_start < tenant_of.period_end
-     AND report.event_time >= tenant_of.period_start AND report.event_time < tenant_of.period_end
+    -- LATERAL, and OFFSET: tenant by tenant, and not at all for drafts, instead of all reports there are.
+    CROSS JOIN LATERAL (
+        SELECT sent.*
+        FROM billing.usage_report sent
+        WHERE tenant_of.final_at IS NOT NULL
+          AND sent.tenant_id = tenant_of.tenant_id AND sent.usage_item_id = tenant_of.usage_item_id
+          AND sent.window_start > tenant_of.period_start - interval '1 hour' AND sent.window_start < tenant_of.period_end
+          AND sent.event_time >= tenant_of.period_start AND sent.event_time < tenant_of.period_end
+        OFFSET 0
+    ) report
     -- safeguard: what came after the invoice was final
     WHERE report.accepted_at > tenant_of.final_at AND report.confirmed_at IS NOT NULL
 )

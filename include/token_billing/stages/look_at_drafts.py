@@ -32,7 +32,7 @@ async def look_at_drafts(db: Connection, stripe: DraftGateway, pace: PushSetting
         closings.note_listed(db, now)
     reads = AsyncLimiter(pace.reads_per_second, 1)
     no_draft_any_more = {}
-    for closing in closings.open_closings(db):
+    for closing in closings.open_closings(db, now):
         if closing.final_at is None and closing.invoice_id not in seen:
             await reads.acquire()
             no_draft_any_more[closing.invoice_id] = await stripe.invoice(closing.invoice_id, items, clock())
@@ -48,7 +48,7 @@ def _keep(db: Connection, invoices: Mapping[str, ClosingInvoice | None]) -> None
 
 def _what_is_missing(db: Connection, invoices: Mapping[str, ClosingInvoice | None], now: datetime) -> list[Looked]:
     with repeatable_read(db):
-        known = [one for one in closings.open_closings(db) if one.final_at is not None or one.invoice_id in invoices]
+        known = [one for one in closings.open_closings(db, now) if one.final_at is not None or one.invoice_id in invoices]
         final_at = {one.invoice_id: _final_at(one, invoices.get(one.invoice_id), now) for one in known}
         missing = closings.missing_usage(db, final_at, now)
     looked = [Looked(one, invoices.get(one.invoice_id), final_at[one.invoice_id], tuple(missing[one.invoice_id])) for one in known]

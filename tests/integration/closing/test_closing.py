@@ -1,8 +1,11 @@
 """A draft is held until all usage of its periods is on it; nobody is left untold of one that goes without."""
 
+from datetime import timedelta
+
 import pytest
 
 from month_end import PERIOD_END, MonthEnd
+from token_billing.adapters import closings
 from token_billing.errors import StripeRefusesKey, StripeUnavailable
 from token_billing.settings import ReconcileSettings
 from token_billing.stages.exclude import exclude
@@ -245,6 +248,24 @@ def test_what_somebody_decided_about_a_draft_stands(month: MonthEnd, by_hand: di
     month.at(48 * HOUR)
     month.close()
     assert len(month.told()) == 1
+
+
+def test_a_draft_that_nobody_finalises_is_looked_at_until_somebody_has_settled_that(month: MonthEnd) -> None:
+    """And as long as any of its usage can be sent; it costs no run anything then, months later."""
+    month.use(5)
+    month.at(5)
+    month.close()
+    month.shop.client.invoices.update(month.invoice().id, {"auto_advance": False})
+    month.at(49 * HOUR)
+    month.close()
+
+    def looked_at(days: int) -> int:
+        with month.world.connect() as db:
+            return len(closings.open_closings(db, PERIOD_END + timedelta(days=days)))
+
+    assert looked_at(99) == 1
+    month.world.sql("UPDATE billing.discrepancy SET resolved_at = now(), resolved_by = 'ann' WHERE cause = 'period_incomplete'")
+    assert (looked_at(20), looked_at(37)) == (1, 0)
 
 
 def test_who_finalises_an_incomplete_draft_by_hand_is_told(month: MonthEnd) -> None:
