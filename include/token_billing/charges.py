@@ -97,7 +97,7 @@ class Facts:
 
     `parts`: by item. `prices`: as they were first read, `edited`: those that Stripe shows otherwise today. `customers`: tenants by
     customer. `proposals`: amount in the currency's minor unit, and currency. `billed_elsewhere`: by charge, another invoice that bills the
-    same."""
+    same; `billed_in_part`: by charge, another one that bills some of the same."""
 
     parts: Mapping[str, Sequence[KnownPart]]
     prices: Mapping[str, Price]
@@ -107,6 +107,7 @@ class Facts:
     subscriptions: Mapping[str, Trial] = field(default_factory=dict)
     proposals: Mapping[int, tuple[int, str]] = field(default_factory=dict)
     billed_elsewhere: Mapping[str, str] = field(default_factory=dict)
+    billed_in_part: Mapping[str, str] = field(default_factory=dict)
     billed_beside: Mapping[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
     cut_over: datetime | None = None
 

@@ -97,6 +97,8 @@ def _not_comparable(charge: Charge, facts: Facts) -> str:
         return f"its period began before the cut-over hour {facts.cut_over:%Y-%m-%dT%H:%MZ}, when another job billed"
     if charge.invoice.billing_reason in PARTIAL:
         return "a billing threshold made it, and it bills a part of a period"
+    if other := facts.billed_in_part.get(charge.stripe_id):
+        return f"invoice {other}, which a billing threshold made, bills a part of its period"
     if charge.lines and charge.quantity == 0 and not charge.invoice.closes_usage:
         return "a first invoice bills no usage"
     return ""

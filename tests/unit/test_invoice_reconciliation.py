@@ -187,7 +187,9 @@ def test_what_cannot_be_compared_is_said_and_is_no_difference() -> None:
     before = compare_charge(charge(lines(6_000_000)), 5, replace(FACTS, cut_over=START + HOUR))
     first = compare_charge(charge(lines(0), replace(INVOICE, billing_reason="subscription_create")), 5, FACTS)
     part = compare_charge(charge(lines(3), replace(INVOICE, billing_reason="subscription_threshold")), 5, FACTS)
-    for compared, said in ((before, "cut-over"), (first, "first invoice"), (part, "threshold")):
+    rest = charge(lines(3))
+    other = compare_charge(rest, 5, replace(FACTS, billed_in_part={rest.stripe_id: "in_2"}, billed_elsewhere={rest.stripe_id: "in_2"}))
+    for compared, said in ((before, "cut-over"), (first, "first invoice"), (part, "threshold"), (other, "in_2")):
         assert compared is not None and said in compared.note and causes(compared) == [] and compared.our_tokens is None
 
 

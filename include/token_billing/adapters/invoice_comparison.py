@@ -113,11 +113,23 @@ def proposed_amounts(db: Connection, proposal_ids: Collection[int]) -> dict[int,
 
 def billed_elsewhere(db: Connection, charges: Sequence[Charge]) -> dict[str, str]:
     """By charge: another invoice that bills the same item for most of the same time."""
-    rows = [
-        {"number": n, "invoice_id": one.invoice.id, "usage_item_id": one.usage_item_id, "price_id": one.price_id, **_times(one.period)}
-        for n, one in enumerate(charges)
-    ]
-    return {charges[n].stripe_id: other for n, other in db.execute(COMPARISON["billed_elsewhere"], {"charges": Jsonb(rows)})}
+    found = db.execute(COMPARISON["billed_elsewhere"], {"charges": _charges(charges)})
+    return {charges[n].stripe_id: other for n, other in found}
+
+
+def billed_in_part(db: Connection, charges: Sequence[Charge], partial: Collection[str]) -> dict[str, str]:
+    """By charge: another invoice that bills a part of the item's usage in the same time, for one of these reasons."""
+    found = db.execute(COMPARISON["billed_in_part"], {"charges": _charges(charges), "partial": sorted(partial)})
+    return {charges[n].stripe_id: other for n, other in found}
+
+
+def _charges(charges: Sequence[Charge]) -> Jsonb:
+    return Jsonb(
+        [
+            {"number": n, "invoice_id": one.invoice.id, "usage_item_id": one.usage_item_id, "price_id": one.price_id, **_times(one.period)}
+            for n, one in enumerate(charges)
+        ]
+    )
 
 
 def billed_beside(db: Connection, charges: Sequence[Charge]) -> dict[str, tuple[str, tuple[str, ...]]]:

@@ -9,7 +9,8 @@ FROM billing.invoice
 WHERE status <> 'draft'
   AND (compared_at IS NULL
        -- safeguard: what was sent near the end of an invoice
-       OR finalized_at > %(final_since)s AND compared_at < %(again_before)s
+       -- (Not of a void one: it says what it said when it was voided, whatever became of its subscription since.)
+       OR finalized_at > %(final_since)s AND compared_at < %(again_before)s AND status <> 'void'
        OR EXISTS (SELECT FROM billing.discrepancy
                   WHERE scope = invoice.invoice_id AND cause = ANY(%(causes)s::text[]) AND resolved_at IS NULL))
 ORDER BY created_at, invoice_id
@@ -142,6 +143,18 @@ FROM billing.subscription WHERE subscription_id = ANY(%(ids)s::text[])
 -- name: proposed_amounts
 -- What proposals came to when they were decided.
 SELECT id, amount_cents, currency FROM billing.proposal WHERE id = ANY(%(ids)s::bigint[]) AND amount_cents IS NOT NULL
+
+-- name: billed_in_part
+-- Charges of whose item's usage in the same time another invoice bills a part, each with that invoice.
+SELECT charge.number, min(other.invoice_id)
+FROM jsonb_to_recordset(%(charges)s::jsonb) AS charge (
+    number integer, invoice_id text, usage_item_id text, price_id text, period_start timestamptz, period_end timestamptz)
+JOIN billing.invoice_line line
+  ON line.usage_item_id = charge.usage_item_id AND line.kind = 'usage'
+ AND line.period_start < charge.period_end AND charge.period_start < line.period_end
+JOIN billing.invoice other ON other.invoice_id = line.invoice_id
+WHERE other.status <> 'void' AND other.invoice_id <> charge.invoice_id AND other.billing_reason = ANY(%(partial)s::text[])
+GROUP BY charge.number
 
 -- name: billed_elsewhere
 -- Charges whose item an invoice that stands bills for most of the same time: an earlier one, or of a void invoice's charge any.

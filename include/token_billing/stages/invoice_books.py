@@ -11,6 +11,7 @@ from token_billing.adapters.stripe_gateway.invoices import InvoiceGateway
 from token_billing.adapters.stripe_gateway.summaries import MeterSummaries
 from token_billing.charges import Charge, Facts, about_the_same, charges_of
 from token_billing.invoice_evidence import Evidence
+from token_billing.invoice_reconciliation import PARTIAL
 from token_billing.invoices import Invoice, InvoiceLine, LineKind
 from token_billing.meter_reconciliation import NotTold
 from token_billing.periods import LONGEST_GRACE, BillingPeriod
@@ -60,6 +61,7 @@ def _facts(
         subscriptions=invoice_comparison.trials(db, {charge.invoice.subscription_id or "" for charge in charges}),
         proposals=invoice_comparison.proposed_amounts(db, {line.proposal_id for _, line in by_hand if line.proposal_id is not None}),
         billed_elsewhere=invoice_comparison.billed_elsewhere(db, list(charges)),
+        billed_in_part=invoice_comparison.billed_in_part(db, list(charges), PARTIAL),
         billed_beside=invoice_comparison.billed_beside(db, list(charges)),
         cut_over=ledger.identity(db).cut_over,
     )

@@ -213,3 +213,25 @@ def test_usage_records_of_tenants_that_nobody_follows_are_compared_alike(world: 
     assert world.sql("SELECT cause, expected_token_count, found_token_count FROM billing.discrepancy") == [
         ("unexplained", 1_000_007, 1_000_006)
     ]
+
+
+def test_a_period_that_a_billing_threshold_cut_is_said_and_is_no_difference(shop: InvoicedShop) -> None:
+    """The threshold's invoice bills a part, the one at the period's end what is left of it."""
+    shop.subscribe(acme="pure")
+    shop.use(("acme", 500))
+    shop.final()
+    shop.read()
+    usage = "FROM billing.invoice_line WHERE kind = 'usage' AND quantity > 0"
+    [(invoice_id, start, end)] = shop.world.sql(f"SELECT invoice_id, period_start, period_end {usage}")
+    cut = end - timedelta(days=9)
+    shop.world.sql(
+        "INSERT INTO billing.invoice SELECT 'in_part', customer_id, subscription_id, 'subscription_threshold', 'paid', currency, %s, NULL,"
+        " %s, 0, read_at FROM billing.invoice WHERE invoice_id = %s",
+        *(cut, cut, invoice_id),
+    )
+    columns = "line_id, invoice_id, position, kind, usage_item_id, price_id, quantity, amount_cents, currency, period_start, period_end"
+    part = "'il_part', 'in_part', 0, kind, usage_item_id, price_id, 300, 0, currency, %s, %s"
+    shop.world.sql(f"INSERT INTO billing.invoice_line ({columns}) SELECT {part} {usage}", start, cut)
+    shop.world.sql("UPDATE billing.invoice_line SET quantity = 200 WHERE line_id <> 'il_part' AND quantity = 500")
+    compare_invoices(shop.world.connect, shop.world.target, shop.world.clock, {})
+    assert [cause for causes in shop.found().values() for cause in causes if cause != "short_grace"] == []
