@@ -17,7 +17,7 @@ with what has waited longest. Safe at any time, beside any other run. `python -m
 
 from datetime import UTC, datetime, timedelta
 
-from airflow.sdk import CronDataIntervalTimetable, dag, task
+from airflow.sdk import CronDataIntervalTimetable, TriggerRule, dag, task
 
 from billing_airflow.policy import TASK_DEFAULTS
 
@@ -39,7 +39,7 @@ def reconcile_meters() -> None:
 
         return stages.reconcile_meters()
 
-    @task
+    @task(trigger_rule=TriggerRule.ALL_DONE)
     def check_discrepancies() -> int:
         """How many differences are open within the tolerance."""
         from billing_airflow import stages
