@@ -295,9 +295,9 @@ def conservation(db: Connection, start: datetime, end: datetime, tenant_ids: Col
     ]
 
 
-def has_rows(db: Connection, window: Window) -> bool:
-    """Whether any usage of the window is kept; retention takes all of it away."""
-    return db.execute(CONSERVATION["has_rows"], {"start": window.start, "end": window.end}).fetchone() == (True,)
+def has_rows_until(db: Connection, window: Window) -> bool:
+    """Whether any usage of the window, or of before it, is kept: where it is not, retention has taken the window's away."""
+    return db.execute(CONSERVATION["has_rows_until"], {"until": window.end}).fetchone() == (True,)
 
 
 # --- late usage -------------------------------------------------------------------------------------------------------

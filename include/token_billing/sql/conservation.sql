@@ -35,6 +35,6 @@ FROM usage
 FULL JOIN report USING (tenant_id, window_start)
 ORDER BY window_start, tenant_id
 
--- name: has_rows
--- Whether any usage is kept of a time: retention takes all of it away.
-SELECT EXISTS (SELECT FROM token_usage WHERE created_at >= %(start)s AND created_at < %(end)s)
+-- name: has_rows_until
+-- Whether any usage is kept that is no younger than a time: retention takes the oldest away first.
+SELECT EXISTS (SELECT FROM token_usage WHERE created_at < %(until)s)

@@ -27,7 +27,7 @@ def changed_rows(db: Connection, charges: Sequence[Charge], facts: Facts, now: d
         tenants = {tenant_id for tenant_id, _, period in billed if period.start < day + DAY and period.end > day}
         for one in ledger.conservation(db, day, day + DAY, tenants):
             where = (one.tenant_id, one.window.start)
-            if one.holds or where in told or not (one.row_tokens or ledger.has_rows(db, one.window)):
+            if one.holds or where in told or not (one.row_tokens or ledger.has_rows_until(db, one.window)):
                 continue
             for tenant_id, invoice_id, period in billed:
                 if tenant_id == one.tenant_id and period.start < one.window.end and period.end > one.window.start:
