@@ -81,6 +81,7 @@ class Life:
         #: Whether people are asked about something.
         self._asked = False
         self._disownings, self._disowned = list(reversed(plan.disownings)), set[str]()
+        self._disowned_of = set[tuple[str, datetime]]()
         self.people = People(Random(plan.seed), self.figures, decides=not plan.plantings)
         self.runs = Runs(
             self.pool,
@@ -126,7 +127,7 @@ class Life:
             {one.event_name: one.price_id for one in sold},
             self.recorded,
             self.plan.outages,
-            frozenset(),
+            frozenset(self._disowned_of),
             self.now,
         )
 
@@ -255,7 +256,7 @@ class Life:
             self._close()
         if (self._asked or is_daily) and self._is_up(20):
             self.runs.approve_proposals(self.people)
-            self._asked = False
+            self._asked = self._news  # what is not known yet nobody is asked about
         if (self._left_over or self._open().reports) and self._is_up(30):
             self._left_over = not self.runs.report_late_usage()
         if (self._open().unconfirmed or is_daily) and self._is_up(45):
@@ -286,6 +287,7 @@ class Life:
             cells = self.customers.record.cells(tenant, self.now + timedelta(days=62))
             closes_at = next((cell.closes_at for cell in cells if cell.since <= at < cell.until), self.now)
             if tenant not in planted and closes_at > self.now + timedelta(days=4):
+                self._disowned_of.add((tenant, window.start))
                 return str(identifier)
         return None
 

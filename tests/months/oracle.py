@@ -121,7 +121,8 @@ class Truth:
     price_of_event: Mapping[str, str]
     recorded: Mapping[tuple[str, datetime], datetime]
     outages: Sequence[Outage]
-    disowned: frozenset[str]
+    #: Tenants and hours of which Stripe disowned an event; its report may have been kept aside until it was too late.
+    disowned: frozenset[tuple[str, datetime]]
     now: datetime
 
     def parts(self) -> dict[str, list[Part]]:
@@ -286,6 +287,9 @@ def _judge_part(part: Part, truth: Truth, found: Judgement) -> None:
         recorded_at = truth.recorded[row.tenant_id, row.at]
         if finalized_at and _could_not_be_sent(recorded_at, finalized_at, truth.outages):
             found.figures["tokens recorded too late for their invoice"] += row.tokens
+            found.lacking.add(final[0].invoice["id"])
+        elif finalized_at and (row.tenant_id, row.at.astimezone(UTC).replace(minute=0, second=0, microsecond=0)) in truth.disowned:
+            found.figures["tokens disowned and not sent anew in time"] += row.tokens
             found.lacking.add(final[0].invoice["id"])
         elif row.at < recorded_at - timedelta(days=34):
             found.figures["tokens recorded too late for Stripe"] += row.tokens
