@@ -22,6 +22,7 @@ from months.wire import Wire
 from sandbox.kept_in_files import KeptInFiles
 from sandbox.stripe_simulator.process import StripeSimulator
 from token_billing.adapters.stripe_gateway import StripeTarget
+from token_billing.settings import ReconcileSettings
 from token_billing.windows import Window
 
 HOUR = timedelta(hours=1)
@@ -63,7 +64,7 @@ class Open(NamedTuple):
 class Life:
     """One world and its months; use it as a context manager."""
 
-    def __init__(self, dsn: str, simulator: StripeSimulator, folder: Path, plan: Plan) -> None:
+    def __init__(self, dsn: str, simulator: StripeSimulator, folder: Path, plan: Plan, longest_hold: timedelta) -> None:
         self.plan, self.dsn, self.simulator = plan, dsn, simulator
         self.figures: Counter[str] = Counter()
         self.now = self._hour_began = self._compared_at = self._quiet_from = plan.begin
@@ -91,6 +92,7 @@ class Life:
             lambda span: self.pass_to(self.now + span),
             Random(plan.seed),
             self.figures,
+            ReconcileSettings(longest_hold=longest_hold),
         )
 
     def __enter__(self) -> "Life":

@@ -59,6 +59,7 @@ class Runs:
     passes: Callable[[timedelta], None]
     rng: Random
     figures: Counter[str]
+    reconcile: ReconcileSettings
     #: Called when a window's stages have run.
     after: Callable[[Window], None] = lambda _: None
     problems: list[str] = field(default_factory=list)
@@ -98,7 +99,7 @@ class Runs:
     def close_billing_periods(self) -> None:
         with self._run("close_billing_periods") as connect:
             try:
-                hold_and_release(connect, self.target, self.clock, SETTINGS, ReconcileSettings())
+                hold_and_release(connect, self.target, self.clock, SETTINGS, self.reconcile)
             finally:
                 with self._task("check_closings"):
                     check_closings(connect, self.clock)

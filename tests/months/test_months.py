@@ -37,7 +37,8 @@ def test_invoices_are_explained_to_the_cent_and_each_planted_error_is_found_and_
     months_dsn: str, simulator: StripeSimulator
 ) -> None:
     """With late rows, outages, plan changes and a network that fails now and then."""
-    world = World("planted", 1, 3 + len(KINDS), seed=3, active=0.012, buys_within=timedelta(hours=1), kinds=KINDS)
+    hour, hold = timedelta(hours=1), timedelta(hours=4)
+    world = World("planted", 1, 3 + len(KINDS), seed=3, active=0.012, buys_within=hour, kinds=KINDS, longest_hold=hold)
     result = lived(world, months_dsn, simulator)
     assert not result.problems, "\n".join(result.problems)
     assert {one.kind for one in result.planted} == set(KINDS)

@@ -19,6 +19,7 @@ from months.result import Result
 from sandbox.postgres import PostgresServer
 from sandbox.services import prepare_billing_database
 from sandbox.stripe_simulator.process import StripeSimulator
+from token_billing.settings import ReconcileSettings
 
 Kind = Literal["clean", "planted"]
 
@@ -34,6 +35,7 @@ class World(NamedTuple):
     active: float = 0.12
     buys_within: timedelta = timedelta(days=3)
     kinds: tuple[str, ...] = tuple(KINDS)
+    longest_hold: timedelta = ReconcileSettings().longest_hold
 
 
 def lived(world: World, dsn: str, simulator: StripeSimulator) -> Result:
@@ -43,7 +45,7 @@ def lived(world: World, dsn: str, simulator: StripeSimulator) -> Result:
     kinds = world.kinds if world.kind == "planted" else ()
     ordinary = max(2, world.tenants - len(kinds))
     plan = make_plan(world.seed, world.months, ordinary, active=world.active, kinds=kinds, buys_within=world.buys_within)
-    with TemporaryDirectory(prefix="months-") as folder, Life(dsn, simulator, Path(folder), plan) as life:
+    with TemporaryDirectory(prefix="months-") as folder, Life(dsn, simulator, Path(folder), plan, world.longest_hold) as life:
         life.live()
         with psycopg.connect(dsn) as db:
             judgement = oracle.judge(db, life.account, life.truth())
