@@ -21,6 +21,12 @@ def lock_report(db: Connection, report_id: int) -> RevocableReport | None:
     return RevocableReport(found_id, tenant_id, window, side, revision, generation, identifier, ReportState(state), *rest)
 
 
+def billed_otherwise(db: Connection, report_id: int) -> int | None:
+    """The proposal by which a person had the report's usage billed otherwise, or wrote it off; None where there is none."""
+    found = db.execute(REVOKE["billed_otherwise"], {"id": report_id}).fetchone()
+    return found[0] if found else None
+
+
 def report_attempted_as(db: Connection, identifier: str) -> int | None:
     """The report that was attempted under an identifier; None where none was."""
     found = db.execute(REVOKE["report_attempted_as"], {"identifier": identifier}).fetchone()

@@ -9,6 +9,21 @@ LEFT JOIN billing.fence earlier ON earlier.window_start = report.window_start AN
 WHERE report.id = %(id)s
 FOR UPDATE OF report
 
+-- name: billed_otherwise
+-- The proposal that billed what an invoice lacked of a report's item and time in another way, or wrote it off.
+-- It was about the report, as far as it says: of its tenant, its hour, and accepted when the invoice was final, or about to be.
+SELECT min(proposal.id)
+FROM billing.usage_report report
+JOIN billing.proposal
+  ON proposal.customer_id = report.customer_id AND proposal.usage_item_id = report.usage_item_id
+ AND proposal.period_start <= report.event_time AND report.event_time < proposal.period_end
+JOIN billing.discrepancy found ON found.id = proposal.discrepancy_id
+LEFT JOIN billing.invoice ON invoice.invoice_id = proposal.invoice_id
+WHERE report.id = %(id)s AND proposal.kind = 'late_usage' AND proposal.decision IN ('invoice_item', 'write_off')
+  AND coalesce(found.tenant_id, report.tenant_id) = report.tenant_id
+  AND coalesce(found.window_start, report.window_start) = report.window_start
+  AND (found.cause <> 'late_after_finalisation' OR report.accepted_at > invoice.finalized_at - interval '1 hour')
+
 -- name: report_attempted_as
 -- The report that has, or once had, an identifier.
 SELECT id FROM billing.usage_report WHERE identifier = %(identifier)s

@@ -36,6 +36,12 @@ def revoke(connect: Connect, disowned: Disowned, clock: Clock, *, revoked_by: st
         identity = ledger.identity(db)
         with repeatable_read(db):
             report = _revocable(revocation.lock_report(db, disowned.report_id), disowned, identity)
+            # safeguard: what was billed otherwise is not taken back
+            if (proposal := revocation.billed_otherwise(db, report.id)) is not None:
+                raise NotRevocable(
+                    f"proposal {proposal} has billed what the invoice lacked of report {report.id}'s usage otherwise, or written it off; "
+                    "sent anew, it could be billed a second time. Nothing was changed; settle the discrepancy that tells of it."
+                )
             _require_its_rows(report, *revocation.held_rows(db, report))
             cleared_rows = revocation.disown(db, report)
             # safeguard: cleared rows are the report's

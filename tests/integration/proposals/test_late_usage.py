@@ -8,7 +8,8 @@ import pytest
 
 from integration.proposals.conftest import AFTER, BEGUN, LAST, LATE_TOKENS, PERIOD_END, Office
 from token_billing.adapters import discrepancies
-from token_billing.errors import BillingError, ProposalRefused, ReleaseRefused
+from token_billing.errors import BillingError, NotRevocable, ProposalRefused, ReleaseRefused
+from token_billing.model import Disowned, RevocationCause
 from token_billing.proposals import Decision, Kind
 from token_billing.reconciliation import Cause, Difference
 from token_billing.stages.check_conservation import check_conservation
@@ -16,6 +17,7 @@ from token_billing.stages.quarantined import quarantined_usage
 from token_billing.stages.read_invoices import read_invoices
 from token_billing.stages.reconcile_invoices import compare_invoices
 from token_billing.stages.release import acknowledge, release
+from token_billing.stages.revoke import revoke
 from token_billing.windows import HOUR, Window
 
 
@@ -210,6 +212,22 @@ def test_an_overbilled_invoice_is_credited(office: Office) -> None:
     for tokens, cents, rest in ((500_000, 200, []), (600_000, 310, [(100_000, 60)])):  # the finding comes back with other figures
         find(office, Cause.DUPLICATE, (0, 0), (tokens, cents), 6_500_000)
         assert [(one.what.token_count, one.what.amount_cents) for one in office.proposed()] == rest
+
+
+@pytest.mark.parametrize("decision", [Decision.INVOICE_ITEM, Decision.WRITE_OFF, Decision.DECLINED])
+def test_what_was_billed_otherwise_is_not_taken_back(office: Office, decision: Decision) -> None:
+    """Sent anew into its final period, it would be quarantined, and carried forward a second time."""
+    office.world.set_time(AFTER)
+    find(office, Cause.MISSING_HOUR, (6_000_000, 500), (0, 0), 6_000_000)
+    office.decide(decision)
+    office.apply()
+    disowned = Disowned(1, RevocationCause.SETTLED_SUMMARY, "its minute lacks it", None)
+    if decision == Decision.DECLINED:
+        revoke(office.world.connect, disowned, office.world.clock, revoked_by="bob")
+        return
+    with pytest.raises(NotRevocable, match="proposal 1 has billed"):
+        revoke(office.world.connect, disowned, office.world.clock, revoked_by="bob")
+    assert office.world.sql("SELECT state FROM billing.usage_report") == [("billed",)]
 
 
 def test_what_was_carried_forward_is_not_billed_again_when_the_invoice_is_voided(office: Office) -> None:
