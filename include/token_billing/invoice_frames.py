@@ -112,6 +112,7 @@ h1 { font-size: 1.5rem; margin: 0 0 .25rem } h2 { font-size: 1.05rem; margin: 2r
 p { margin: .25rem 0; color: #4a5662 } .scroll { overflow-x: auto }
 table { border-collapse: collapse; white-space: nowrap } th, td { padding: .3rem .7rem; border-bottom: 1px solid #e3e8ee; text-align: left }
 th { color: #4a5662; font-weight: 600; background: #f6f8fa } td.number, th.number { text-align: right; font-variant-numeric: tabular-nums }
+td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 8rem; max-width: 14rem }
 td.wide { white-space: normal; min-width: 24rem } tr.differs td { background: #fdf0ef } .good { color: #0b6b3a } .bad { color: #b3261e }
 """
 
