@@ -351,12 +351,18 @@ def test_a_draft_that_cannot_be_held_is_told_of(month: MonthEnd) -> None:
 
 
 def test_a_stand_in_without_invoices_is_said(month: MonthEnd, caplog: pytest.LogCaptureFixture) -> None:
-    month.at(5)
+    """What became of them meanwhile is looked at when there is a list again."""
+    month.use(5)
+    month.at(2 * HOUR)
     with unreliable_network(month.world.simulator.base_url) as network:
         month.world.stripe_base = network.base_url
         network.broken_paths["/v1/invoices"] = 404
         month.close()
     assert "invoices cannot be listed" in caplog.text
+    month.world.stripe_base = None
+    month.at(2 * HOUR + 10)
+    month.close()
+    assert "lacks 5 tokens" in month.told()[0]
 
 
 def test_a_draft_that_was_deleted_is_told(month: MonthEnd) -> None:

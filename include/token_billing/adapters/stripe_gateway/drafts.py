@@ -23,12 +23,12 @@ class DraftGateway(StripeConnection):
     """Reads invoices and moves drafts; used within one event loop. `items` are the subscriptions whose invoices count, each with the
     subscription items that bill usage of ours."""
 
-    async def drafts(self, items: Mapping[str, Sequence[str]], now: datetime) -> list[ClosingInvoice]:
-        """Every draft that closes a period of the items. None, with an error in the log, where what answers for Stripe has no invoices."""
+    async def drafts(self, items: Mapping[str, Sequence[str]], now: datetime) -> list[ClosingInvoice] | None:
+        """Every draft that closes a period of the items. None, with an error in the log, where what answers for Stripe lists none."""
         return await self._listed({"status": "draft"}, items, now)
 
-    async def made_since(self, since: datetime, items: Mapping[str, Sequence[str]], now: datetime) -> list[ClosingInvoice]:
-        """Every invoice made since then, whatever became of it, that closes a period of the items."""
+    async def made_since(self, since: datetime, items: Mapping[str, Sequence[str]], now: datetime) -> list[ClosingInvoice] | None:
+        """The same of every invoice made since then, whatever became of it."""
         return await self._listed({"created": {"gte": int(since.timestamp())}}, items, now)
 
     async def invoice(self, invoice_id: str, items: Mapping[str, Sequence[str]], now: datetime) -> ClosingInvoice | None:
@@ -56,7 +56,7 @@ class DraftGateway(StripeConnection):
             return None
         return _time(getattr(moved, "automatically_finalizes_at", None)) or time
 
-    async def _listed(self, wanted: dict[str, Any], items: Mapping[str, Sequence[str]], now: datetime) -> list[ClosingInvoice]:
+    async def _listed(self, wanted: dict[str, Any], items: Mapping[str, Sequence[str]], now: datetime) -> list[ClosingInvoice] | None:
         async def listed() -> list[ClosingInvoice]:
             page = await self._client.v1.invoices.list_async({**wanted, "limit": PAGE})  # type: ignore[arg-type]
             mine = [one async for one in page.auto_paging_iter() if subscription_of(one) in items and one.billing_reason not in NOT_CLOSING]
@@ -69,7 +69,7 @@ class DraftGateway(StripeConnection):
             raise _may_not("read", refusal) from refusal
         except (stripe.InvalidRequestError, AttributeError) as unknown:
             log.error("invoices cannot be listed, so no draft is held until all usage of its periods is on it: %s", unknown)
-            return []
+            return None
 
 
 async def _closing(invoice: Any, items: Mapping[str, Sequence[str]], now: datetime) -> ClosingInvoice:
