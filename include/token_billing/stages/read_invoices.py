@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 
-from token_billing.adapters import invoices, ledger
+from token_billing.adapters import discrepancies, invoices, ledger
 from token_billing.adapters.database import Connect, Connection, session
 from token_billing.adapters.stripe_gateway import StripeTarget
 from token_billing.adapters.stripe_gateway.connection import open_gateway
@@ -13,6 +13,7 @@ from token_billing.adapters.stripe_gateway.invoices import InvoiceGateway, Readi
 from token_billing.invoices import ReadInvoice
 from token_billing.model import Clock
 from token_billing.periods import LONGEST_GRACE
+from token_billing.reconciliation import Cause, Difference
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ async def _read(connect: Connect, target: StripeTarget, clock: Clock) -> int:
                 count += _store(db, [found] if found else [])
                 if found is None:
                     _forget(db, invoice_id, began)
+        _tell_of_unreadable(db, reading, clock())
         invoices.advance_cursor(db, began)
     log.info("%d invoices read", count)
     return count
@@ -60,6 +62,18 @@ def _store(db: Connection, page: Iterable[ReadInvoice]) -> int:
     """In one order, so that two runs at once cannot wait for each other."""
     with db.transaction():
         return sum(invoices.store_invoice(db, read) for read in sorted(page, key=lambda read: read.invoice.id))
+
+
+def _tell_of_unreadable(db: Connection, reading: Reading, now: datetime) -> None:
+    """What cannot be read is not compared: somebody has to know, until it is."""
+    details = "invoice {} cannot be understood ({}), so nothing tells whether what it bills is what was used; look at it at Stripe"
+    found = [
+        Difference(Cause.UNEXPLAINED, invoice_id, details.format(invoice_id, why), stripe_id=invoice_id)
+        for invoice_id, why in sorted(reading.unreadable.items())
+    ]
+    with db.transaction():
+        # safeguard: an unreadable invoice is told
+        discrepancies.note_differences(db, list(reading.unreadable), found, now)
 
 
 def _forget(db: Connection, invoice_id: str, began: datetime) -> None:

@@ -160,3 +160,23 @@ def test_a_stand_in_without_invoices_is_told_of(shop: InvoicedShop, network: Unr
     with pytest.raises(InvoicesNotListed, match="made up for /v1/invoices"):
         shop.read()
     assert kept(shop) == [("subscription_create", "paid")]
+
+
+def test_an_invoice_that_cannot_be_understood_is_told_and_holds_no_other_up(shop: InvoicedShop, network: UnreliableNetwork) -> None:
+    """Until it can be read: then it is compared like any other."""
+    shop.subscribe(acme="pure", bolt="pure")
+    shop.use(("acme", 1_000), ("bolt", 2_000))
+    shop.final()
+
+    def without_currency(page: Any) -> Any:
+        del page["data"][0]["currency"]
+        return page
+
+    network.answers["/v1/invoices"] = without_currency
+    shop.read()
+    assert len(kept(shop)) == 3
+    assert [cause for cause, _ in shop.open_discrepancies()] == ["unexplained"]
+    network.answers.clear()
+    shop.read()
+    shop.compare()
+    assert len(kept(shop)) == 4 and shop.open_discrepancies() == []

@@ -59,7 +59,11 @@ class DraftGateway(StripeConnection):
     async def _listed(self, wanted: dict[str, Any], items: Mapping[str, Sequence[str]], now: datetime) -> list[ClosingInvoice] | None:
         async def listed() -> list[ClosingInvoice]:
             page = await self._client.v1.invoices.list_async({**wanted, "limit": PAGE})  # type: ignore[arg-type]
-            mine = [one async for one in page.auto_paging_iter() if subscription_of(one) in items and one.billing_reason not in NOT_CLOSING]
+            mine = [
+                one
+                async for one in page.auto_paging_iter()
+                if subscription_of(one) in items and getattr(one, "billing_reason", None) not in NOT_CLOSING
+            ]
             found = [await _closing(invoice, items, now) for invoice in mine]
             return [one for one in found if one.periods]
 

@@ -23,12 +23,14 @@ PAGE = 100
 
 @dataclass
 class Reading:
-    """What reading invoices needs to know: whose ledger reads, when, and which prices bill usage; of others Stripe is asked, once each."""
+    """What reading invoices needs to know: whose ledger reads, when, and which prices bill usage; of others Stripe is asked, once each.
+    `unreadable`: why invoices cannot be understood, by their ids."""
 
     ledger_id: str
     clock: Clock
     metered_prices: set[str]
     other_prices: set[str] = field(default_factory=set)
+    unreadable: dict[str, str] = field(default_factory=dict)
 
 
 class InvoiceGateway(StripeConnection):
@@ -130,4 +132,5 @@ def _read(
         try:
             yield read_invoice(shown, lines[shown["id"]], reading.metered_prices, reading.ledger_id, asked_at)
         except (KeyError, TypeError, ValueError) as unreadable:
-            log.error("invoice %s cannot be understood: %s %s", shown["id"], type(unreadable).__name__, unreadable)
+            reading.unreadable[shown["id"]] = f"{type(unreadable).__name__} {unreadable}"
+            log.error("invoice %s cannot be understood: %s", shown["id"], reading.unreadable[shown["id"]])

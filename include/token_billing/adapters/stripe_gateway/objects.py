@@ -50,7 +50,9 @@ def invoiced_by(invoice: Any, lines: list[Any], usage_item_id: str, now: datetim
     one that the invoice itself looks back on."""
     spans = {(line.period.start, line.period.end) for line in lines if _item_of(line) == usage_item_id and not _is_proration(line)}
     # Of other invoices, made in the middle of a period, that span says nothing.
-    looks_back_on = {(invoice.period_start, invoice.period_end)} if invoice.billing_reason == "subscription_cycle" else set()
+    looks_back_on = (
+        {(invoice.period_start, invoice.period_end)} if getattr(invoice, "billing_reason", None) == "subscription_cycle" else set()
+    )
     finalizes_at = getattr(invoice, "automatically_finalizes_at", None)
     return [
         InvoicedPeriod(
