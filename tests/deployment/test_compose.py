@@ -158,7 +158,8 @@ def test_the_operators_connections_and_settings_reach_every_airflow_service(comp
     connections = {"AIRFLOW_CONN_BILLING_DB", "AIRFLOW_CONN_STRIPE_DEFAULT", "AIRFLOW_CONN_ALERTS"}
     speeds = {f"BILLING_{name}" for name in ("STRIPE_CALLS_PER_SECOND", "STRIPE_READS_PER_SECOND", "PUSH_CONCURRENCY", "LEASE_SECONDS")}
     gates = {"BILLING_GATE_TOKENS", "BILLING_GATE_TIMES_HISTORY"}
-    assert handed_on == connections | prices | speeds | gates | {"STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET", "BILLING_SINK"}
+    bounds = {"BILLING_TOLERANCE_TOKENS", "BILLING_TOLERANCE_CENTS", "BILLING_HOLD_HOURS"}
+    assert handed_on == connections | prices | speeds | gates | bounds | {"STRIPE_SECRET_KEY", "STRIPE_WEBHOOK_SECRET", "BILLING_SINK"}
 
 
 def test_the_example_env_file_names_every_variable_and_fills_in_none_that_is_secret():
