@@ -52,7 +52,7 @@ def forget(shop: Shop) -> None:
     """Everything that follows from news."""
     shop.world.sql(
         "TRUNCATE billing.stripe_event, billing.event_cursor, billing.subscription, billing.checkout, billing.subscription_link, "
-        "billing.subscription_period, billing.discrepancy, billing.proposal"
+        "billing.subscription_period, billing.discrepancy CASCADE"
     )
     shop.world.sql("UPDATE tenants SET stripe_customer_id = NULL, stripe_subscription_id = NULL, stripe_usage_item_id = NULL")
 
