@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from billing_airflow.__main__ import app
 from invoiced_shop import InvoicedShop
 from sandbox.airflow_runs import AirflowRuns
+from token_billing.windows import HOUR
 from world import World
 
 #: What the fixture `airflow` runs.
@@ -35,6 +36,7 @@ def test_an_invoice_that_became_final_is_told_of_once_and_compared(
     assert told == ["success", "skipped"]
 
     assert states(airflow.run(world.clock())) == {"read_invoices": "success", "compare": "success", "check_discrepancies": "success"}
+    shop.at(world.clock() + HOUR)  # a reading counts that is newer than the one before
     world.simulator.change_line(shop.invoice("bolt").id, amount=2_001)
     assert states(airflow.run(world.clock())) == {"read_invoices": "success", "compare": "success", "check_discrepancies": "failed"}
     assert shop.found() == {"bolt": ["wrong_price"]}
