@@ -206,7 +206,8 @@ class Life:
 
     def _is_due(self, start: datetime, end: datetime) -> bool:
         happens = (
-            (self._acts and self._acts[-1].at < end)
+            start in self._used
+            or (self._acts and self._acts[-1].at < end)
             or (self._calls and self._calls[-1].recorded_at < end)
             or any(start <= one < end for one in self._period_ends(start))
             or any(start <= one.until < end for one in self.plan.outages)
