@@ -1,6 +1,5 @@
 """What differs between an invoice and our rows is named with its cause, and nothing else is."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
@@ -13,23 +12,11 @@ from token_billing.model import Sink
 from token_billing.stages.read_invoices import read_invoices
 from token_billing.stages.reconcile_invoices import compare_invoices
 from token_billing.windows import HOUR, Window
-from unreliable_network import UnreliableNetwork, unreliable_network
+from unreliable_network import UnreliableNetwork
 from world import World
 
 MINUTE = timedelta(minutes=1)
 HALF_PAST = timedelta(minutes=30)
-
-
-@pytest.fixture
-def shop(world: World) -> InvoicedShop:
-    return InvoicedShop.opened(world)
-
-
-@pytest.fixture
-def network(shop: InvoicedShop) -> Iterator[UnreliableNetwork]:
-    with unreliable_network(shop.world.simulator.base_url) as network:
-        shop.world.stripe_base = network.base_url
-        yield network
 
 
 def tamper(shop: InvoicedShop, statement: str, tenant: str) -> None:

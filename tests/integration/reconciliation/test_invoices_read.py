@@ -1,6 +1,5 @@
 """Invoices and their lines are kept as Stripe shows them, whatever is killed and however often they are read."""
 
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -9,22 +8,9 @@ import pytest
 from invoiced_shop import InvoicedShop
 from token_billing.errors import InvoicesNotListed, StripeUnavailable
 from token_billing.windows import HOUR
-from unreliable_network import UnreliableNetwork, unreliable_network
-from world import World
+from unreliable_network import UnreliableNetwork
 
 MINUTE = timedelta(minutes=1)
-
-
-@pytest.fixture
-def shop(world: World) -> InvoicedShop:
-    return InvoicedShop.opened(world)
-
-
-@pytest.fixture
-def network(shop: InvoicedShop) -> Iterator[UnreliableNetwork]:
-    with unreliable_network(shop.world.simulator.base_url) as network:
-        shop.world.stripe_base = network.base_url
-        yield network
 
 
 def kept(shop: InvoicedShop) -> list[tuple[str, str]]:
