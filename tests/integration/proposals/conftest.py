@@ -1,6 +1,6 @@
 """A shop whose month is over: some of its usage came too late for the invoice."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,7 +12,6 @@ from token_billing.stages.apply_proposals import apply_proposals
 from token_billing.stages.decide_proposals import decide
 from token_billing.stages.propose import propose
 from token_billing.windows import HOUR, Window
-from unreliable_network import UnreliableNetwork, unreliable_network
 from world import SETTINGS, World
 
 #: Every subscription here begins at this instant; its first period ends a month later, in the middle of an hour.
@@ -84,13 +83,6 @@ def late(office: Office) -> Office:
     office.bill(LAST, LATE_TOKENS - 10, AFTER)
     office.bill(Window(LAST.start - HOUR), 10, AFTER)
     return office
-
-
-@pytest.fixture
-def network(office: Office) -> Iterator[UnreliableNetwork]:
-    with unreliable_network(office.world.simulator.base_url) as network:
-        office.world.stripe_base = network.base_url
-        yield network
 
 
 @pytest.fixture

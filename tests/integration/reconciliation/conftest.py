@@ -1,6 +1,5 @@
 """Two tenants whose usage of an hour is billed, and a shop with invoices, on a virtual clock."""
 
-from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pytest
@@ -8,7 +7,6 @@ import pytest
 from invoiced_shop import InvoicedShop
 from meters import Meters
 from token_billing.windows import Window
-from unreliable_network import UnreliableNetwork, unreliable_network
 from world import World
 
 
@@ -37,11 +35,3 @@ def billed(meters: Meters) -> Meters:
 def shop(world: World) -> InvoicedShop:
     """At ten in the morning, without a tenant."""
     return InvoicedShop.opened(world)
-
-
-@pytest.fixture
-def network(shop: InvoicedShop) -> Iterator[UnreliableNetwork]:
-    """Between the shop's product and Stripe."""
-    with unreliable_network(shop.world.simulator.base_url) as network:
-        shop.world.stripe_base = network.base_url
-        yield network
