@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 
 from airflow.sdk import CronDataIntervalTimetable, TriggerRule, dag, task
 
-from billing_airflow.policy import TASK_DEFAULTS
+from billing_airflow.policy import TASK_DEFAULTS, ended_well
 
 
 @dag(
@@ -46,7 +46,9 @@ def close_billing_periods() -> None:
 
         stages.check_closings()
 
-    hold_and_release() >> check_closings()
+    held, checked = hold_and_release(), check_closings()
+    held >> checked
+    [held, checked] >> ended_well()
 
 
 close_billing_periods()

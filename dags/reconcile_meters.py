@@ -19,7 +19,7 @@ from datetime import UTC, datetime, timedelta
 
 from airflow.sdk import CronDataIntervalTimetable, TriggerRule, dag, task
 
-from billing_airflow.policy import TASK_DEFAULTS
+from billing_airflow.policy import TASK_DEFAULTS, ended_well
 
 
 @dag(
@@ -46,7 +46,9 @@ def reconcile_meters() -> None:
 
         return stages.require_meters_agree()
 
-    compare() >> check_discrepancies()
+    compared, checked = compare(), check_discrepancies()
+    compared >> checked
+    [compared, checked] >> ended_well()
 
 
 reconcile_meters()

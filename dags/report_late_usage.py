@@ -23,7 +23,7 @@ from datetime import UTC, datetime, timedelta
 
 from airflow.sdk import CronDataIntervalTimetable, TriggerRule, dag, task
 
-from billing_airflow.policy import TASK_DEFAULTS
+from billing_airflow.policy import TASK_DEFAULTS, ended_well
 
 
 @dag(
@@ -93,8 +93,10 @@ def report_late_usage() -> None:
     find_future_usage()
     cancel_surplus()
     windows = find_late_windows()
-    pushed = push.expand_kwargs(plan_pushes(freeze.expand(window=windows)))
-    pushed >> mark_billed.expand(window=windows) >> check_conservation.expand(window=windows)
+    frozen = freeze.expand(window=windows)
+    pushed = push.expand_kwargs(plan_pushes(frozen))
+    pushed >> (marked := mark_billed.expand(window=windows)) >> (checked := check_conservation.expand(window=windows))
+    [frozen, pushed, marked, checked] >> ended_well()
 
 
 report_late_usage()

@@ -21,7 +21,7 @@ from typing import Any
 from airflow.sdk import CronDataIntervalTimetable, TriggerRule, dag, task
 
 from billing_airflow.assets import FINAL_INVOICES
-from billing_airflow.policy import TASK_DEFAULTS
+from billing_airflow.policy import TASK_DEFAULTS, ended_well
 
 
 @dag(
@@ -48,7 +48,9 @@ def sync_subscriptions() -> None:
 
         return reconciling.tell_of_final_invoices(inlet_events[FINAL_INVOICES], outlet_events[FINAL_INVOICES])
 
-    sync() >> tell_of_final_invoices()
+    synced, told = sync(), tell_of_final_invoices()
+    synced >> told
+    [synced, told] >> ended_well()
 
 
 sync_subscriptions()

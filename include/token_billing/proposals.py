@@ -43,8 +43,8 @@ class Decision(StrEnum):
     DECLINED = "declined"
 
 
-#: Decisions that are carried out at Stripe.
-MADE_AT_STRIPE = (Decision.INVOICE_ITEM, Decision.CREDIT_NOTE)
+#: Decisions that are carried out at Stripe, and how the id of what they make begins (docs.stripe.com/api).
+OBJECT_PREFIXES: Mapping[str, str] = {Decision.INVOICE_ITEM: "ii_", Decision.CREDIT_NOTE: "cn_"}
 
 #: What is in our books and on no invoice.
 UNBILLED_CAUSES = (Cause.LATE_AFTER_FINALISATION, Cause.MISSING_HOUR, Cause.VOIDED_INVOICE)
@@ -129,6 +129,11 @@ class Proposal:
     def is_open(self) -> bool:
         """Whether somebody has yet to decide."""
         return self.decision is None
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether Stripe may have made what was decided, and nobody knows."""
+        return self.may_have_arrived and self.decision in OBJECT_PREFIXES and self.applied_at is None
 
     @property
     def may_be_reconsidered(self) -> bool:

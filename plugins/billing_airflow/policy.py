@@ -2,7 +2,8 @@
 
 from datetime import timedelta
 
-from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import ExceptionRetryPolicy, RetryAction, RetryRule, TriggerRule
 
 from token_billing.errors import OperatorNeeded
 
@@ -21,3 +22,9 @@ TASK_DEFAULTS = {
     "retry_policy": RETRY_WHAT_TIME_CAN_HEAL,
     "execution_timeout": timedelta(minutes=50),
 }
+
+
+def ended_well() -> EmptyOperator:
+    """A run's last task, behind all that must not fail: it does nothing, and a failure before it fails the run, which a task that runs
+    whatever became of the others would hide."""
+    return EmptyOperator(task_id="ended_well", trigger_rule=TriggerRule.NONE_FAILED, doc_md="Fails the run where a task before it failed.")

@@ -44,6 +44,12 @@ def test_every_task_is_tried_again_unless_a_person_is_needed(dags: dict[str, Any
             assert task.retries >= 2 and task.retry_policy is not None and task.execution_timeout is not None
 
 
+def test_a_failed_task_fails_its_run(dags: dict[str, Any]) -> None:
+    """No run ends with a task that runs whatever became of those before it."""
+    for dag in dags.values():
+        assert not [leaf.task_id for leaf in dag.leaves if leaf.upstream_list and leaf.trigger_rule == "all_done"]
+
+
 def test_every_schedule_gives_one_hour_of_utc_and_starts_no_flood(dags: dict[str, Any]) -> None:
     """A bare cron string would give a data interval of no length; catch-up would create a run for every hour since the start date."""
     timetable = dags["report_usage"].timetable

@@ -85,6 +85,17 @@ def open_discrepancies(db: Connection) -> list[OpenDiscrepancy]:
     return [OpenDiscrepancy(*row) for row in db.execute(DISCREPANCIES["open_discrepancies"])]
 
 
+def settle_about_report(db: Connection, cause: Cause, report_id: int, by: str, now: datetime) -> None:
+    """A person has dealt with what was said of a report."""
+    db.execute(DISCREPANCIES["settle_about_report"], {"cause": cause, "report_id": report_id, "by": storable(by), "now": now})
+
+
+def settle_missing_hour(db: Connection, discrepancy_id: int, usage_item_id: str | None, by: str, now: datetime) -> None:
+    """A person has billed otherwise, or written off, what an invoice lacked of an hour: so is what the item's meter lacks of it."""
+    parameters = {"id": discrepancy_id, "usage_item_id": usage_item_id, "by": storable(by), "now": now}
+    db.execute(DISCREPANCIES["settle_missing_hour"], parameters)
+
+
 def settle(db: Connection, discrepancy_id: int, by: str, now: datetime) -> bool:
     """A person has dealt with it; False where there is none such open."""
     return db.execute(DISCREPANCIES["settle"], {"id": discrepancy_id, "by": by, "now": now}).rowcount == 1

@@ -2,13 +2,16 @@
 stages do."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple
+from uuid import uuid4
 
 from psycopg.types.json import Jsonb
 
 from token_billing import metering
+from token_billing.adapters import sending
 from token_billing.adapters.database import Connection, storable
 from token_billing.adapters.price_rows import price_of_row
 from token_billing.adapters.queries import queries
@@ -48,6 +51,17 @@ class AbsentReport(NamedTuple):
     minute: datetime
     other_tokens: int
     others_in_doubt: bool
+
+
+@contextmanager
+def alone_at(db: Connection, proposal_id: int, lease: timedelta) -> Iterator[bool]:
+    """Keeps others, for so long at most, from carrying the proposal out; yields False where another does. Outside of a transaction."""
+    holder = str(uuid4())
+    leased, _ = sending.lease_customers(db, [("", f"proposal {proposal_id}")], holder, lease)
+    try:
+        yield bool(leased)
+    finally:
+        sending.release_leases(db, holder, ())
 
 
 def take_turn(db: Connection) -> None:

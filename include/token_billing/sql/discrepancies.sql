@@ -107,6 +107,22 @@ SELECT id, cause, tenant_id, report_id, stripe_id, details, expected_token_count
 FROM billing.discrepancy WHERE resolved_at IS NULL
 ORDER BY found_at DESC, id DESC
 
+-- name: settle_about_report
+-- A person has dealt with what was said of a report.
+UPDATE billing.discrepancy SET resolved_at = %(now)s, resolved_by = %(by)s
+WHERE report_id = %(report_id)s AND cause = %(cause)s AND resolved_at IS NULL
+
+-- name: settle_missing_hour
+-- What Stripe's meter lacks of an hour that a person has billed otherwise, or written off, because its invoice lacks it.
+UPDATE billing.discrepancy missing SET resolved_at = %(now)s, resolved_by = %(by)s
+FROM billing.discrepancy found
+JOIN billing.invoice ON invoice.invoice_id = found.scope
+JOIN billing.metered_item item ON item.usage_item_id = %(usage_item_id)s
+WHERE found.id = %(id)s AND found.cause = 'missing_hour'
+  AND missing.cause IN ('missing_at_stripe', 'rejected_asynchronously') AND missing.resolved_at IS NULL
+  -- safeguard: what another meter or hour lacks is not settled
+  AND missing.window_start = found.window_start AND starts_with(missing.scope, concat_ws(' ', invoice.customer_id, item.meter_id, ''))
+
 -- name: settle
 -- A person has dealt with it.
 UPDATE billing.discrepancy SET resolved_at = %(now)s, resolved_by = %(by)s WHERE id = %(id)s AND resolved_at IS NULL

@@ -5,10 +5,9 @@ import asyncio
 import logging
 from collections.abc import Mapping
 from typing import Any
-from uuid import uuid4
 
 from token_billing import metering
-from token_billing.adapters import ledger, proposals, sending
+from token_billing.adapters import ledger, proposals
 from token_billing.adapters.database import Connect, Connection, session
 from token_billing.adapters.stripe_gateway import StripeTarget
 from token_billing.adapters.stripe_gateway.connection import open_gateway
@@ -48,16 +47,13 @@ async def _apply_all(
         async with open_gateway(CorrectionGateway, target) as stripe:
             ledger.pin_account(db, identity.account, await stripe.account(), clock())
             for number in numbers:
-                holder, counter = str(uuid4()), ("", f"proposal {number}")
-                if not sending.lease_customers(db, [counter], holder, settings.lease)[0]:
-                    troubles.append(StripeUnavailable(f"proposal {number} is being carried out by another run; look again in a minute"))
-                    continue
-                try:
-                    done += await _apply(connect, db, stripe, identity, number, clock)
-                except BillingError as trouble:
-                    troubles.append(trouble)
-                finally:
-                    sending.release_leases(db, holder, ())
+                with proposals.alone_at(db, number, settings.lease) as is_mine:
+                    try:
+                        if not is_mine:
+                            raise StripeUnavailable(f"proposal {number} is being carried out by another run; look again in a minute")
+                        done += await _apply(connect, db, stripe, identity, number, clock)
+                    except BillingError as trouble:
+                        troubles.append(trouble)
     for kind in (StripeRefusesKey, StripeUnavailable, ProposalRefused):
         if mine := [str(trouble) for trouble in troubles if isinstance(trouble, kind)]:
             raise kind("; ".join(mine))
@@ -79,7 +75,11 @@ async def _apply(connect: Connect, db: Connection, stripe: CorrectionGateway, id
     of = what.customer_id if proposal.decision == Decision.INVOICE_ITEM else what.invoice_id
     # safeguard: what may have been made is looked for
     if doubt or identity.recovered_at is not None:
-        made = await stripe.made(proposal.decision, of or "", identity.ledger_id)
+        try:
+            made = await stripe.made(proposal.decision, of or "", identity.ledger_id)
+        except ProposalRefused as cannot_look:
+            proposals.note_answer(db, proposal, str(cannot_look), clock(), may_have_arrived=doubt, refused=not doubt, new_key=False)
+            raise ProposalRefused(f"proposal {number} is not carried out: {cannot_look}") from cannot_look
         if stripe_id := recognised(proposal, made):
             return _done(db, proposal, stripe_id, clock)
         if other := forgotten(proposal, made) if identity.recovered_at else None:

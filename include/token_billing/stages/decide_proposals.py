@@ -8,9 +8,10 @@ from token_billing.adapters import audit, discrepancies, ledger, proposals, rele
 from token_billing.adapters.database import Connect, Connection, session
 from token_billing.errors import ProposalRefused
 from token_billing.model import Clock, LedgerIdentity
-from token_billing.proposals import MADE_AT_STRIPE, Decision, Kind, Proposal
+from token_billing.proposals import OBJECT_PREFIXES, Decision, Kind, Proposal
 from token_billing.stages.propose import bring_up_to_date
 from token_billing.stages.release import let_go
+from token_billing.windows import MINUTE
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,37 @@ def decide(connect: Connect, proposal_id: int, decision: Decision, by: str, cloc
     return decided[0]
 
 
+def resolve(connect: Connect, proposal_id: int, made_as: str | None, by: str, reason: str, clock: Clock) -> Proposal:
+    """Writes down what a person found at Stripe of a proposal whose attempt was never answered, where Stripe does not list what it made: it
+    is done as the object `made_as`, or nothing was made, and the next attempt, under the same idempotency key, makes it. Raises
+    ProposalRefused, with nothing changed, where nothing is in doubt, for an object of another kind, and while a run is at it."""
+    if not by.strip() or not reason.strip():
+        raise ProposalRefused("say who looked, and what was seen: both are kept")
+    with session(connect) as db:
+        ledger.identity(db)
+        with proposals.alone_at(db, proposal_id, MINUTE) as is_mine, db.transaction():
+            found = proposals.lock_proposal(db, proposal_id)
+            # safeguard: only what is in doubt is resolved by hand
+            if found is None or not found[0].is_in_doubt:
+                raise ProposalRefused(f"nothing is in doubt about proposal {proposal_id}; `proposals --all` tells how far each is")
+            proposal, now = found[0], clock()
+            if not is_mine:
+                raise ProposalRefused(f"proposal {proposal_id} is being carried out by a run at this moment; look again in a minute")
+            if made_as is not None and not made_as.startswith(prefix := OBJECT_PREFIXES[proposal.decision or ""]):
+                raise ProposalRefused(f"{made_as} is no {proposal.decision}: the id of one begins with {prefix}")
+            told = {"made_as": made_as, "reason": reason}
+            audit.write_down(db, "resolve", f"proposal {proposal_id}", by, now, before={"may_have_arrived": True}, after=told)
+            if made_as is not None:
+                finish(db, proposal, made_as, by, now)
+            else:
+                message = f"{by} has looked at Stripe: nothing was made"
+                proposals.note_answer(db, proposal, message, now, may_have_arrived=False, refused=False, new_key=False)
+            resolved = proposals.lock_proposal(db, proposal_id)
+    assert resolved is not None
+    log.info("proposal %d was resolved by %s: %s", proposal_id, by, made_as or "nothing was made")
+    return resolved[0]
+
+
 def finish(db: Connection, proposal: Proposal, stripe_id: str | None, by: str, now: datetime) -> bool:
     """Notes that a decided proposal is done, what it was about is settled, and who decided it; False where that is noted already. To be
     called in a transaction."""
@@ -52,6 +84,7 @@ def finish(db: Connection, proposal: Proposal, stripe_id: str | None, by: str, n
     # A resend settles nothing: the next comparison says whether Stripe counts the report now.
     if proposal.what.discrepancy_id is not None and proposal.what.kind != Kind.RESEND:
         discrepancies.settle(db, proposal.what.discrepancy_id, by, now)
+        discrepancies.settle_missing_hour(db, proposal.what.discrepancy_id, proposal.what.usage_item_id, by, now)
     audit.write_down(
         db, "apply", f"proposal {proposal.id}", by, now, before={"applied_at": None}, after={"applied_at": now, "stripe_id": stripe_id}
     )
@@ -88,6 +121,6 @@ def _carry_into_our_books(db: Connection, identity: LedgerIdentity, proposal: Pr
         # safeguard: all or none of a proposal's reports are settled
         if releases.settle(db, what.report_ids, proposal.id, by, told, now) != len(what.report_ids):
             raise ProposalRefused(f"some reports of proposal {proposal.id} are not quarantined any more, or settled otherwise")
-    nothing_to_bill = decision in MADE_AT_STRIPE and what.amount_cents == 0
+    nothing_to_bill = decision in OBJECT_PREFIXES and what.amount_cents == 0
     if decision in (Decision.RELEASE, Decision.WRITE_OFF) or nothing_to_bill:
         finish(db, proposal, None, by, now)

@@ -4,11 +4,12 @@ import logging
 from collections.abc import Sequence
 from datetime import datetime
 
-from token_billing.adapters import audit, ledger, releases
+from token_billing.adapters import audit, discrepancies, ledger, releases
 from token_billing.adapters.audit import AuditEntry
 from token_billing.adapters.database import Connect, Connection, session
 from token_billing.errors import ReleaseRefused
 from token_billing.model import Clock, LedgerIdentity, ReportState
+from token_billing.reconciliation import Cause
 from token_billing.releases import AsideReport, next_identifier, why_not
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ def let_go(db: Connection, identity: LedgerIdentity, report_ids: Sequence[int], 
         if refusal := why_not(report, identity, now):
             raise ReleaseRefused(f"{_named(report)} is not released: {refusal}. Nothing was changed.")
         releases.release(db, report.id, next_identifier(report, identity.ledger_id), now)
+        discrepancies.settle_about_report(db, Cause.METER_ERROR, report.id, by, now)
         since = report.quarantined_at and report.quarantined_at.isoformat()
         before = {"state": report.state, "quarantine_reason": report.reason, "quarantined_at": since, "generation": report.generation}
         # safeguard: who releases is written down

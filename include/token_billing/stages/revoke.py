@@ -3,7 +3,7 @@
 import logging
 
 from token_billing import metering
-from token_billing.adapters import ledger, revocation
+from token_billing.adapters import discrepancies, ledger, revocation
 from token_billing.adapters.database import Connect, repeatable_read, retry_serialization, session
 from token_billing.errors import NotRevocable, ReportsDisagree
 from token_billing.model import (
@@ -16,6 +16,7 @@ from token_billing.model import (
     Revocation,
     RevocationCause,
 )
+from token_billing.reconciliation import Cause
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ def revoke(connect: Connect, disowned: Disowned, clock: Clock, *, revoked_by: st
                 identity.ledger_id, report.tenant_id, report.window, report.side, report.revision, report.generation + 1
             )
             revocation.begin_generation(db, report, identifier, reason, clock())
+            if reason is None:
+                discrepancies.settle_about_report(db, Cause.METER_ERROR, report.id, revoked_by, clock())
     after = f"is quarantined as {reason}" if reason else f"waits to be sent as {identifier}"
     what = (
         f"window {report.window}: report {report.id} of tenant {report.tenant_id!r}, {report.token_count} tokens of {report.row_count} rows"

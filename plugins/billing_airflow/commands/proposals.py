@@ -55,6 +55,24 @@ def decide_proposal(
 
 
 @app.command()
+def resolve_proposal(
+    number: Annotated[int, typer.Argument(help="The proposal's number.")],
+    reason: Annotated[str, typer.Option(help="What was seen at Stripe; it is kept.")],
+    by: By,
+    made_as: Annotated[str | None, typer.Option(help="The invoice item (ii_…) or credit note (cn_…) that it was made as.")] = None,
+    not_made: Annotated[bool, typer.Option("--not-made", help="Nothing was made; the next run makes it.")] = False,
+) -> None:
+    """Tell what was made at Stripe of a proposal in doubt, where Stripe does not list it."""
+    from billing_airflow.connections import billing_clock, newest_billing_db
+    from token_billing.stages.decide_proposals import resolve as run
+
+    if not_made is (made_as is not None):
+        raise typer.BadParameter("say either --made-as with the object's id, or --not-made")
+    with refusals("not resolved"):
+        typer.echo(run(newest_billing_db(), number, made_as, by, reason, billing_clock()).standing)
+
+
+@app.command()
 def release(
     reports: Reports,
     reason: Annotated[str, typer.Option(help="Why; it is kept.")],

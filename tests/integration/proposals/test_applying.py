@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 
 from crash.kill_points import different, run_in_child
-from integration.proposals.conftest import Office
+from office import Office
+from token_billing.adapters import proposals
+from token_billing.adapters.database import session
 from token_billing.errors import BillingError, ProposalRefused, StripeUnavailable
-from token_billing.proposals import Decision
+from token_billing.proposals import Decision, Proposal
+from token_billing.stages.decide_proposals import resolve
 from token_billing.windows import HOUR
-from unreliable_network import unreliable_network
+from unreliable_network import UnreliableNetwork
 
 ITEMS = "/v1/invoiceitems"
 
@@ -95,6 +98,16 @@ def test_what_a_restored_database_has_forgotten_is_not_made_again(decided: Offic
     assert decided.decide(Decision.DECLINED, by="bob", number=2).decision == Decision.DECLINED
 
 
+def test_a_restored_database_that_cannot_look_is_decided_about_anew(decided: Office, network: UnreliableNetwork) -> None:
+    """Nothing was attempted by this copy, and what it has forgotten is not listed: a person may decide otherwise."""
+    decided.world.sql("UPDATE billing.ledger SET epoch = 2, recovered_at = now()")
+    network.broken_paths[ITEMS] = 404
+    with pytest.raises(ProposalRefused, match="does not list"):
+        decided.apply()
+    assert decided.apply() == 0
+    assert decided.decide(Decision.DECLINED, by="bob", number=1).decision == Decision.DECLINED
+
+
 def test_many_who_apply_at_once_make_it_once(decided: Office) -> None:
     """The UI's task, the command and the hourly run: one is at work, the others find it so, or done."""
 
@@ -137,17 +150,46 @@ def test_an_item_of_an_ended_subscription_waits_for_the_customers_next_invoice(d
     assert item.amount == 500 and not (item.parent and item.parent.subscription_details.subscription)
 
 
-def test_a_stand_in_without_invoice_items_is_told_of(decided: Office) -> None:
-    """And nothing is taken for done."""
-    trouble(decided, "reset_before_effect")
+@pytest.fixture
+def in_doubt(decided: Office, network: UnreliableNetwork, request: pytest.FixtureRequest) -> Office:
+    """The answer was lost, and Stripe does not list invoice items: nothing is taken for done."""
+    trouble(decided, request.param)
     with pytest.raises(StripeUnavailable):
         decided.apply()
-    with unreliable_network(decided.world.simulator.base_url) as network:
-        network.broken_paths[ITEMS] = 404
-        decided.world.stripe_base = network.base_url
-        with pytest.raises(ProposalRefused, match="does not list /v1/invoiceitems"):
-            decided.apply()
-    assert decided.world.sql("SELECT applied_at FROM billing.proposal") == [(None,)]
+    network.broken_paths[ITEMS] = 404
+    with pytest.raises(ProposalRefused, match="does not list /v1/invoiceitems"):
+        decided.apply()
+    [(applied_at, message)] = decided.world.sql("SELECT applied_at, message FROM billing.proposal")
+    assert applied_at is None and "resolve-proposal" in message
+    return decided
+
+
+def resolve_by_hand(office: Office, made_as: str | None, *, reason: str = "seen in the dashboard") -> Proposal:
+    return resolve(office.world.connect, 1, made_as, "bob", reason, office.world.clock)
+
+
+@pytest.mark.parametrize("in_doubt", ["reset_after_effect"], indirect=True)
+def test_what_a_person_found_at_stripe_is_not_made_again(in_doubt: Office) -> None:
+    """Its id is kept, with who saw it; the object of another kind, and a lack of words, are refused."""
+    [item] = in_doubt.client.invoice_items.list({"customer": in_doubt.customer()}).data
+    for made_as, reason, refusal in (("cn_1", "seen", "no invoice_item"), (item.id, " ", "say who looked")):
+        with pytest.raises(ProposalRefused, match=refusal):
+            resolve_by_hand(in_doubt, made_as, reason=reason)
+    assert resolve_by_hand(in_doubt, item.id).standing == f"invoice_item by ann, done: {item.id}"
+    with pytest.raises(ProposalRefused, match="nothing is in doubt"):
+        resolve_by_hand(in_doubt, item.id)
+    assert in_doubt.apply() == 0 and len(in_doubt.items()) == 1
+    assert in_doubt.audited()[-2:] == [("resolve", "proposal 1", "bob"), ("apply", "proposal 1", "bob")]
+
+
+@pytest.mark.parametrize("in_doubt", ["reset_before_effect", "reset_after_effect"], indirect=True)
+def test_what_a_person_did_not_find_at_stripe_is_made_once(in_doubt: Office) -> None:
+    """Also if it was there after all: the next attempt carries the same key. It is not looked for any more."""
+    with session(in_doubt.world.connect) as db, proposals.alone_at(db, 1, HOUR), pytest.raises(ProposalRefused, match="at this moment"):
+        resolve_by_hand(in_doubt, None)
+    assert "nothing was made" in resolve_by_hand(in_doubt, None).standing
+    assert in_doubt.apply() == 1
+    assert in_doubt.items() == [(500, "usd", "1")]
 
 
 def test_a_run_killed_anywhere_is_finished_by_the_next(late: Office) -> None:

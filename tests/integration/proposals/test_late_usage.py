@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from integration.proposals.conftest import AFTER, BEGUN, LAST, LATE_TOKENS, PERIOD_END, Office
+from meters import Meters
+from office import AFTER, BEGUN, LAST, LATE_TOKENS, PERIOD_END, Office
 from token_billing.adapters import discrepancies
 from token_billing.errors import BillingError, NotRevocable, ProposalRefused, ReleaseRefused
 from token_billing.model import Disowned, RevocationCause
@@ -192,6 +193,35 @@ def test_usage_that_stripe_took_after_the_final_invoice_is_proposed_too(late: Of
         assert discrepancies.open_discrepancies(db) == []
     find(late, Cause.LATE_AFTER_FINALISATION, (500_000, 250), (0, 0), 6_000_000)
     assert [(one.what.token_count, one.what.amount_cents) for one in late.proposed()] == [(200_000, 100)]
+
+
+@pytest.mark.parametrize("decision", [Decision.INVOICE_ITEM, Decision.WRITE_OFF, Decision.DECLINED])
+def test_what_stripe_lost_of_an_hour_is_settled_with_what_its_invoice_lacks(office: Office, decision: Decision) -> None:
+    """The meter's loss and the invoice's are one: billed otherwise, no comparison tells of it again. Another hour's loss stays."""
+    meters = Meters(office.world)
+    office.bill(next_hour := Window(office.world.window.end), 7, next_hour.end + timedelta(minutes=5))
+    lost = [identifier for (identifier,) in office.world.sql("SELECT identifier FROM billing.usage_report ORDER BY window_start")]
+    for identifier in lost:
+        office.world.simulator.lose_event(identifier)
+    meters.conclude()
+    assert meters.found() == [("missing_at_stripe", "a", 6_000_000, 0), ("missing_at_stripe", "a", 7, 0)]
+    office.world.set_time(AFTER)
+
+    def compare() -> None:
+        meters.compare()
+        read_invoices(office.world.connect, office.world.target, office.world.clock)
+        compare_invoices(office.world.connect, office.world.target, office.world.clock, {})
+
+    compare()
+    late = next(one for one in office.proposed(Kind.LATE_USAGE) if one.what.token_count == 6_000_000)
+    office.decide(decision, number=late.id)
+    office.apply()
+    office.world.set_time(AFTER + timedelta(days=1))
+    compare()
+    found = [("missing_at_stripe", "a", 7, 0), ("missing_hour", "a", 7, 0)]
+    if decision == Decision.DECLINED:
+        found += [("missing_at_stripe", "a", 6_000_000, 0), ("missing_hour", "a", 6_000_000, 0)]
+    assert sorted(meters.found()) == sorted(found)
 
 
 def test_an_overbilled_invoice_is_credited(office: Office) -> None:

@@ -8,7 +8,7 @@ import psycopg
 import pytest
 
 from crash.places import places
-from integration.proposals.conftest import AFTER, LAST, Office
+from office import AFTER, LAST, Office
 from token_billing.adapters import releases
 from token_billing.errors import BillingError, ProposalRefused, ReleaseRefused
 from token_billing.model import Disowned, RevocationCause

@@ -5,7 +5,7 @@ from datetime import timedelta
 import pytest
 
 from crash.kill_points import run_in_child
-from integration.proposals.conftest import Office
+from office import Office
 from token_billing.adapters import discrepancies
 from token_billing.errors import ProposalRefused
 from token_billing.proposals import Decision, Kind

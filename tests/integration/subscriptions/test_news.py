@@ -16,6 +16,7 @@ from token_billing.adapters import inbox
 from token_billing.adapters.database import session
 from token_billing.adapters.stripe_gateway.connection import open_gateway
 from token_billing.adapters.stripe_gateway.events import EventGateway
+from token_billing.stages.release import release
 from token_billing.stages.sweep import sweep
 from token_billing.stripe_events import event_of
 from token_billing.windows import HOUR, Window
@@ -161,7 +162,11 @@ def test_meter_errors_find_their_reports(shop: Shop) -> None:
     assert details.startswith("meter_event_customer_not_found: Customer not found")
     assert shop.world.states() == {"acme": "quarantined"} and shop.world.marked() == {}
     shop.sync()
-    assert shop.world.sql("SELECT count(*) FROM billing.revocation") == [(1,)]
+    [(report_id,)] = shop.world.sql("SELECT report_id FROM billing.revocation")
+    release(shop.world.connect, [report_id], by="ann", reason="the customer is back", clock=shop.world.clock)
+    shop.world.bill()
+    shop.sync()
+    assert shop.open_discrepancies() == [] and shop.world.marked() == {"acme": 1_000_000}
 
 
 def test_a_clock_that_is_ahead_of_stripes_misses_nothing(shop: Shop) -> None:

@@ -64,8 +64,8 @@ class CorrectionGateway(BillingMeters):
         except (stripe.InvalidRequestError, KeyError, TypeError) as refusal:
             said = message_of(refusal) if isinstance(refusal, stripe.StripeError) else str(refusal)
             raise ProposalRefused(
-                f"Stripe does not list {path}, so it cannot be told whether an earlier attempt made anything: {said}. Look there by hand; "
-                "nothing more is made until it can be told"
+                f"Stripe does not list {path}, so it cannot be told whether an earlier attempt made anything: {said}. Nothing more is made "
+                "until it can be told; look there by hand, and say what you found: `python -m billing_airflow resolve-proposal`"
             ) from refusal
 
     async def _page(self, path: str, wanted: Mapping[str, Any]) -> dict[str, Any]:
