@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from token_billing.invoices import Invoice, InvoiceLine, LineKind
 from token_billing.periods import BillingPeriod
@@ -31,6 +31,11 @@ class Charge:
     def amount_cents(self) -> int:
         """In the currency's minor unit."""
         return sum(line.amount_cents for line in self.lines)
+
+    @property
+    def asks_for_nothing(self) -> bool:
+        """Whether nobody has to pay anything of it."""
+        return self.amount_cents == 0 or self.invoice.status == "void"
 
     @property
     def currency(self) -> str:
@@ -89,6 +94,12 @@ class Trial(NamedTuple):
 
     period: BillingPeriod | None
     is_paused: bool
+
+    @classmethod
+    def of(cls, start: int | None, end: int | None, pause_collection: object) -> Self:
+        """By a subscription's own fields: Unix seconds, and any object where collection is paused."""
+        period = BillingPeriod(datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(end, UTC)) if start and end else None
+        return cls(period, bool(pause_collection))
 
 
 @dataclass(frozen=True)

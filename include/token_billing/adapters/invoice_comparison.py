@@ -1,7 +1,7 @@
 """What invoices are held against: typed functions over `sql/invoice_comparison.sql`. None of them opens or ends a transaction."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from psycopg.types.json import Jsonb
@@ -99,10 +99,8 @@ def tenants_of_customers(db: Connection, customer_ids: Collection[str]) -> dict[
 
 def trials(db: Connection, subscription_ids: Collection[str]) -> dict[str, Trial]:
     """Of the subscriptions, as they were last read: their trial, and whether their collection is paused."""
-    return {
-        subscription_id: Trial(BillingPeriod(_time(start), _time(end)) if start and end else None, is_paused)
-        for subscription_id, start, end, is_paused in db.execute(COMPARISON["trials"], {"ids": list(subscription_ids)})
-    }
+    found = db.execute(COMPARISON["trials"], {"ids": list(subscription_ids)})
+    return {subscription_id: Trial.of(*fields) for subscription_id, *fields in found}
 
 
 def proposed_amounts(db: Connection, proposal_ids: Collection[int]) -> dict[int, tuple[int, str]]:
@@ -160,7 +158,3 @@ def _named(span: Span) -> dict[str, Any]:
 
 def _times(period: BillingPeriod) -> dict[str, str]:
     return {"period_start": period.start.isoformat(), "period_end": period.end.isoformat()}
-
-
-def _time(seconds: int) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)

@@ -136,8 +136,7 @@ ORDER BY 1, 2
 
 -- name: trials
 -- Trials of subscriptions, and whether their collection is paused, as last read.
-SELECT subscription_id, (payload ->> 'trial_start')::bigint, (payload ->> 'trial_end')::bigint,
-       coalesce(payload -> 'pause_collection', 'null') <> 'null'
+SELECT subscription_id, (payload ->> 'trial_start')::bigint, (payload ->> 'trial_end')::bigint, payload -> 'pause_collection'
 FROM billing.subscription WHERE subscription_id = ANY(%(ids)s::text[])
 
 -- name: proposed_amounts

@@ -80,6 +80,14 @@ async def with_prices_of_today(db: Connection, stripe: InvoiceGateway, books: Bo
     return replace(books, facts=replace(facts, prices={**today, **facts.prices}, edited=edited))
 
 
+async def with_its_trial(stripe: InvoiceGateway, charge: Charge, facts: Facts) -> Facts:
+    """With the trial of the charge's subscription, which `sync_subscriptions` may never have met."""
+    subscription_id = charge.invoice.subscription_id
+    if not subscription_id or subscription_id in facts.subscriptions or (trial := await stripe.trial(subscription_id)) is None:
+        return facts
+    return replace(facts, subscriptions={**facts.subscriptions, subscription_id: trial})
+
+
 async def evidence(db: Connection, meters: MeterSummaries, charge: Charge, facts: Facts) -> Evidence:
     """What was sent, report by report, and what Stripe's meter counts, hour by hour, around a charge's periods."""
     span = _span(charge, facts)

@@ -16,7 +16,7 @@ from token_billing.invoice_reconciliation import Compared, compare_charge, compa
 from token_billing.model import Clock
 from token_billing.reconciliation import Difference
 from token_billing.stages.changed_rows import changed_rows
-from token_billing.stages.invoice_books import Books, evidence, open_books, with_prices_of_today
+from token_billing.stages.invoice_books import Books, evidence, open_books, with_its_trial, with_prices_of_today
 from token_billing.stages.quarantined import quarantined_usage
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ async def _compare(connect: Connect, target: StripeTarget, clock: Clock, overrid
         async with open_gateway(InvoiceGateway, target) as stripe, open_gateway(MeterSummaries, target) as meters:
             ledger.pin_account(db, identity.account, await stripe.account(), clock())
             books = await with_prices_of_today(db, stripe, open_books(db, overrides, clock()), clock)
-            compared = [one for one in [await _compared(db, meters, books, n) for n in range(len(books.charges))] if one]
+            compared = [one for one in [await _compared(db, stripe, meters, books, n) for n in range(len(books.charges))] if one]
         compared += [one for one in (compare_manual_line(*line, books.facts) for line in books.by_hand) if one]
         found = [difference for one in compared for difference in one.differences]
         found += changed_rows(db, [charge for charge, _ in books.charges], books.facts, clock())
@@ -47,13 +47,17 @@ async def _compare(connect: Connect, target: StripeTarget, clock: Clock, overrid
     return counts
 
 
-async def _compared(db: Connection, meters: MeterSummaries, books: Books, number: int) -> Compared | None:
-    """One charge; what was sent and counted is looked at one by one only where its quantity differs."""
-    charge, our_tokens = books.charges[number]
-    compared = compare_charge(charge, our_tokens, books.facts)
+async def _compared(db: Connection, stripe: InvoiceGateway, meters: MeterSummaries, books: Books, number: int) -> Compared | None:
+    """One charge; a trial that nobody knows of is asked for where it may be why nothing is billed, and what was sent and counted is looked
+    at one by one only where its quantity differs."""
+    (charge, our_tokens), facts = books.charges[number], books.facts
+    compared = compare_charge(charge, our_tokens, facts)
+    if compared and compared.differences and charge.asks_for_nothing:
+        facts = await with_its_trial(stripe, charge, facts)
+        compared = compare_charge(charge, our_tokens, facts)
     if compared is None or not compared.needs_evidence:
         return compared
-    return compare_charge(charge, our_tokens, books.facts, await evidence(db, meters, charge, books.facts))
+    return compare_charge(charge, our_tokens, facts, await evidence(db, meters, charge, facts))
 
 
 def _write_down(

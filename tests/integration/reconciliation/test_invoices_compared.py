@@ -87,6 +87,28 @@ def test_each_planted_error_is_named_by_its_cause_and_nothing_else_is(shop: Invo
     assert found == {tenant: causes for tenant, causes in PLANTED.items() if causes}
 
 
+@pytest.mark.parametrize("free", [{"trial_period_days": 7}, {"pause_collection": {"behavior": "void"}}, {}])
+def test_a_trial_that_was_never_synced_is_asked_for_at_stripe(shop: InvoicedShop, free: dict[str, Any]) -> None:
+    """The application linked the tenant, nobody followed the subscription: an invoice that asks for nothing may be right all the same."""
+    customer = shop.client.customers.create({"email": "a@example.com"}).id
+    wanted = {"customer": customer, "items": [{"price": shop.prices["managed_ai_pure"]}]}
+    trial = {name: value for name, value in free.items() if name.startswith("trial")}
+    bought = shop.client.subscriptions.create({**wanted, **trial})
+    if not trial and free:
+        shop.client.subscriptions.update(bought.id, free)
+    shop.subscriptions["a"] = bought
+    shop.world.sql("INSERT INTO tenants VALUES ('a', 'a', %s, %s, %s)", customer, bought.id, shop.metered_item(bought.id))
+    shop.use(("a", 6_000_000))
+    shop.at((OPENED + timedelta(days=7) if trial else shop.period_end) + MINUTE)
+    if not free:
+        shop.client.invoices.finalize_invoice(shop.invoice("a").id, {"auto_advance": False})
+        shop.client.invoices.void_invoice(shop.invoice("a").id)
+    shop.at(shop.world.clock() + 2 * HOUR)
+    shop.compare()
+    assert shop.found() == ({} if free else {"a": ["voided_invoice"]})
+    assert shop.world.sql("SELECT count(*) FROM billing.subscription") == [(0,)]
+
+
 def test_a_second_item_on_the_meter_of_one_that_is_linked_is_a_duplicate(shop: InvoicedShop) -> None:
     """A customer whom two items bill the same tokens pays twice, although no tenant was ever linked to the second one."""
     shop.subscribe(a="pure")

@@ -10,6 +10,7 @@ import stripe
 
 from token_billing.adapters.stripe_gateway.connection import StripeConnection, message_of
 from token_billing.adapters.stripe_gateway.objects import terms_of
+from token_billing.charges import Trial
 from token_billing.errors import InvoicesNotListed, StripeRefusesKey
 from token_billing.invoices import ReadInvoice, price_of_item_line, read_invoice
 from token_billing.model import Clock
@@ -74,6 +75,15 @@ class InvoiceGateway(StripeConnection):
         except (stripe.InvalidRequestError, AttributeError, ValueError) as unreadable:
             log.warning("the terms of price %s cannot be read: %s", price_id, unreadable)
             return None
+
+    async def trial(self, subscription_id: str) -> Trial | None:
+        """A subscription's trial and pause as they are now; None, with a warning, where Stripe does not show it."""
+        try:
+            shown = await self._json(f"/v1/subscriptions/{subscription_id}", {})
+        except stripe.InvalidRequestError as unknown:
+            log.warning("Stripe does not show subscription %s: %s", subscription_id, message_of(unknown))
+            return None
+        return Trial.of(shown.get("trial_start"), shown.get("trial_end"), shown.get("pause_collection"))
 
     async def _understood(self, listed: Sequence[Mapping[str, Any]], asked_at: datetime, reading: Reading) -> list[ReadInvoice]:
         """The listed invoices; one that cannot be understood is told of and holds no other up."""
