@@ -87,6 +87,17 @@ def test_usage_of_a_period_whose_invoice_is_final_is_quarantined(month: World) -
     assert [one.quarantined_tokens for one in month.conservation()] == [1_000_000]
 
 
+def test_an_invoice_that_does_not_say_why_it_was_made_may_close_a_period(month: World, network: UnreliableNetwork) -> None:
+    """What answers for Stripe may leave that out; the lines tell the period all the same."""
+    unsaid = "billing_reason"
+    network.answers["/v1/invoices"] = lambda page: {
+        **page,
+        "data": [{name: value for name, value in one.items() if name != unsaid} for one in page["data"]],
+    }
+    bill(month, LAST, 1_000_000, at=FINAL + timedelta(minutes=5))
+    assert reports(month)[LAST.start] == ("quarantined", "period_invoiced")
+
+
 @pytest.mark.parametrize("status", ["open", "void"])
 def test_an_invoice_is_final_whether_or_not_it_is_paid(month: World, status: str) -> None:
     """Finalised by hand before its time, then voided."""

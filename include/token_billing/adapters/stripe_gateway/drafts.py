@@ -8,10 +8,9 @@ from typing import Any
 import stripe
 
 from token_billing.adapters.stripe_gateway.connection import StripeConnection, message_of
-from token_billing.adapters.stripe_gateway.objects import invoiced_by, subscription_of
+from token_billing.adapters.stripe_gateway.objects import invoiced_by, may_close_usage, subscription_of
 from token_billing.closing import ClosingInvoice
 from token_billing.errors import StripeRefusesKey
-from token_billing.periods import NOT_CLOSING
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +58,7 @@ class DraftGateway(StripeConnection):
     async def _listed(self, wanted: dict[str, Any], items: Mapping[str, Sequence[str]], now: datetime) -> list[ClosingInvoice] | None:
         async def listed() -> list[ClosingInvoice]:
             page = await self._client.v1.invoices.list_async({**wanted, "limit": PAGE})  # type: ignore[arg-type]
-            mine = [
-                one
-                async for one in page.auto_paging_iter()
-                if subscription_of(one) in items and getattr(one, "billing_reason", None) not in NOT_CLOSING
-            ]
+            mine = [one async for one in page.auto_paging_iter() if subscription_of(one) in items and may_close_usage(one)]
             found = [await _closing(invoice, items, now) for invoice in mine]
             return [one for one in found if one.periods]
 

@@ -45,6 +45,11 @@ def terms_of(price: Any) -> Price:
     return Price(price.id, price.currency, PricingMode.PER_UNIT, (Tier(None, _cents(price, "unit_amount")),), package)
 
 
+def may_close_usage(invoice: Any) -> bool:
+    """Whether an invoice may bill the usage of a period that has ended; what answers for Stripe may not say why it was made."""
+    return getattr(invoice, "billing_reason", None) not in NOT_CLOSING
+
+
 def invoiced_by(invoice: Any, lines: list[Any], usage_item_id: str, now: datetime) -> list[InvoicedPeriod]:
     """The periods of a subscription item that an invoice closes: those of the item's lines, or, where it has none (no usage at all), the
     one that the invoice itself looks back on."""
@@ -68,7 +73,7 @@ def told_of_invoice(invoice: Mapping[str, Any], usage_item_ids: Iterable[str], a
     one that closes no period, or whose lines the event does not show all."""
     shown = stripe.Invoice.construct_from(dict(invoice), None)
     lines = shown.lines
-    if shown.billing_reason in NOT_CLOSING or lines.has_more:
+    if not may_close_usage(shown) or lines.has_more:
         return []
     return [one for item in usage_item_ids for one in invoiced_by(shown, lines.data, item, at)]
 

@@ -8,11 +8,11 @@ from typing import Any
 import stripe
 
 from token_billing.adapters.stripe_gateway.connection import message_of
-from token_billing.adapters.stripe_gateway.objects import invoiced_by, present_period, summing_meter, terms_of
+from token_billing.adapters.stripe_gateway.objects import invoiced_by, may_close_usage, present_period, summing_meter, terms_of
 from token_billing.adapters.stripe_gateway.sinks import USAGE_RECORDS_VERSION, BillingMeters, Counted, ReportSink, UsageRecords
 from token_billing.errors import StripeRefusesKey
 from token_billing.model import Meter, MeteredItem, Sink
-from token_billing.periods import NOT_CLOSING, InvoicedPeriod
+from token_billing.periods import InvoicedPeriod
 from token_billing.rating import Price
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class StripeGateway(BillingMeters):
             listed = await self._client.v1.invoices.list_async(wanted)  # type: ignore[arg-type]
             found = []
             async for invoice in listed.auto_paging_iter():
-                if invoice.billing_reason not in NOT_CLOSING:
+                if may_close_usage(invoice):
                     lines = [line async for line in invoice.lines.auto_paging_iter()]
                     found += invoiced_by(invoice, lines, usage_item_id, now)
             return found
