@@ -41,6 +41,10 @@ def test_an_operator_lists_decides_releases_and_reads_the_audit(world: World, ai
     assert run("decide-proposal", number, "--as", "invoice_item", "--by", "ann")[0] == 1
     assert run("decide-proposal", number, "--as", "release", "--by", "ann")[0] == 0
     assert run("decide-proposal", number, "--as", "declined", "--by", "bob")[0] == 1
+    seen = ("--reason", "seen in the dashboard", "--by", "ann")
+    code, told = run("resolve-proposal", number, "--not-made", *seen)
+    assert code == 1 and f"nothing is in doubt about proposal {number}" in told
+    assert run("resolve-proposal", number, *seen)[0] == run("resolve-proposal", number, "--not-made", "--made-as", "ii_1", *seen)[0] == 2
     assert world.states()["b"] == "frozen" and "release by ann, done" in run("proposals", "--all")[1]
     assert [one["action"] for one in json.loads(run("audit", "--json")[1])] == ["apply", "release", "decide", "acknowledge"]
     assert f"ann: release report {aside}" in run("audit", f"report {aside}")[1]

@@ -1,7 +1,7 @@
 """What is proposed, decided and done about it: typed functions over `sql/proposals.sql`. None of them opens or ends a transaction; the
 stages do."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -79,78 +79,58 @@ def candidates(db: Connection, identity: LedgerIdentity, now: datetime) -> list[
     late, found = list(_billed_nowhere(db)), []
     aside = {"since": now - PROPOSED_FOR, "mendable": list(MENDABLE), "too_late": list(TOO_LATE), "oldest": oldest, **final}
     for row in db.execute(PROPOSALS["aside_usage"], aside):
-        is_late, *usage = row
-        if is_late:
-            late.append(_aside_late(*usage))
+        usage = _AsideUsage._make((*row[:13], row[13:]))
+        if usage.is_late:
+            late.append(usage.late())
         else:
-            found.append(_release(*usage))
+            found.append(usage.to_release())
     absent_since = now - metering.ABSENCE
     proven = {"absent_since": absent_since, "oldest": oldest, "recovered_at": identity.recovered_at, **final}
     found += [_resend(*row) for row in db.execute(PROPOSALS["proven_absent"], proven)]
     return [*late_usage(late), *_overbilled(db), *found]
 
 
-def _aside_late(
-    tenant_id: str,
-    invoice_id: str | None,
-    subscription_id: str | None,
-    customer_id: str,
-    item: str,
-    price_id: str | None,
-    start: datetime,
-    end: datetime,
-    report_ids: list[int],
-    tokens: int,
-    reasons: str,
-    billed_tokens: int,
-    *terms: Any,
-) -> LateUsage:
-    why = f"invoice {invoice_id} is final" if invoice_id else "Stripe takes no usage that old"
-    candidate = Candidate(
-        Kind.LATE_USAGE,
-        f"aside {item} {start:%Y-%m-%dT%H:%MZ} {tenant_id}",
-        tokens,
-        f"{len(report_ids)} reports are quarantined ({reasons}) and {why}; {billed_tokens:,} tokens of the period are billed",
-        tenant_id,
-        invoice_id,
-        subscription_id,
-        customer_id,
-        item,
-        price_id,
-        BillingPeriod(start, end),
-        tuple(report_ids),
-    )
-    return LateUsage(candidate, billed_tokens, _price(price_id, terms))
+class _AsideUsage(NamedTuple):
+    """Quarantined usage of one tenant, item and period. `terms`: of its price."""
 
+    is_late: bool
+    tenant_id: str
+    invoice_id: str | None
+    subscription_id: str | None
+    customer_id: str
+    usage_item_id: str
+    price_id: str | None
+    start: datetime
+    end: datetime
+    report_ids: list[int]
+    tokens: int
+    reasons: str
+    billed_tokens: int
+    terms: Sequence[Any]
 
-def _release(
-    tenant_id: str,
-    invoice_id: str | None,
-    subscription_id: str | None,
-    customer_id: str,
-    item: str,
-    price_id: str | None,
-    start: datetime,
-    end: datetime,
-    report_ids: list[int],
-    tokens: int,
-    reasons: str,
-    *_: Any,
-) -> Candidate:
-    return Candidate(
-        Kind.RELEASE,
-        f"release {item} {start:%Y-%m-%dT%H:%MZ} {tenant_id}",
-        tokens,
-        f"{len(report_ids)} reports are quarantined ({reasons}), and their usage leads to item {item} now",
-        tenant_id,
-        None,
-        subscription_id,
-        customer_id,
-        item,
-        price_id,
-        BillingPeriod(start, end),
-        tuple(report_ids),
-    )
+    def candidate(self, kind: Kind, about: str, evidence: str) -> Candidate:
+        return Candidate(
+            kind,
+            f"{about} {self.usage_item_id} {self.start:%Y-%m-%dT%H:%MZ} {self.tenant_id}",
+            self.tokens,
+            f"{len(self.report_ids)} reports are quarantined ({self.reasons}){evidence}",
+            tenant_id=self.tenant_id,
+            invoice_id=self.invoice_id,
+            subscription_id=self.subscription_id,
+            customer_id=self.customer_id,
+            usage_item_id=self.usage_item_id,
+            price_id=self.price_id,
+            period=BillingPeriod(self.start, self.end),
+            report_ids=tuple(self.report_ids),
+        )
+
+    def late(self) -> LateUsage:
+        why = f"invoice {self.invoice_id} is final" if self.invoice_id else "Stripe takes no usage that old"
+        evidence = f" and {why}; {self.billed_tokens:,} tokens of the period are billed"
+        return LateUsage(self.candidate(Kind.LATE_USAGE, "aside", evidence), self.billed_tokens, _price(self.price_id, self.terms))
+
+    def to_release(self) -> Candidate:
+        return self.candidate(Kind.RELEASE, "release", f", and their usage leads to item {self.usage_item_id} now")
 
 
 def _billed_nowhere(db: Connection) -> Iterator[LateUsage]:
