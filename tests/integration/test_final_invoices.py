@@ -1,7 +1,6 @@
 """Usage of an ended billing period is sent while its invoice is a draft, and kept aside once the invoice is final."""
 
 import logging
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,7 +12,7 @@ from token_billing.errors import BillingError, StripeUnavailable
 from token_billing.model import Shard
 from token_billing.stages.push import push
 from token_billing.windows import HOUR, Window
-from unreliable_network import UnreliableNetwork, unreliable_network
+from unreliable_network import UnreliableNetwork
 from world import SETTINGS, World
 
 #: Every subscription here begins at this instant; its first period ends a month later, in the middle of an hour.
@@ -33,13 +32,6 @@ def month(world: World) -> World:
     world.link("a")
     bill(world, Window(datetime(2025, 10, 15, 13, tzinfo=UTC)), 6_000_000, at=datetime(2025, 10, 15, 14, 5, tzinfo=UTC))
     return world
-
-
-@pytest.fixture
-def network(month: World) -> Iterator[UnreliableNetwork]:
-    with unreliable_network(month.simulator.base_url) as network:
-        month.stripe_base = network.base_url
-        yield network
 
 
 def bill(world: World, window: Window, tokens: int, *, at: datetime, tenant: str = "a") -> None:

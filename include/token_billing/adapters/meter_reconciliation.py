@@ -52,6 +52,7 @@ def due_counters(db: Connection, now: datetime, *, most: int, early: int) -> tup
         "read_before": now - metering.LOOK_EVERY,
         "read_long_before": now - metering.LOOK_LATER_EVERY,
         "causes": list(OF_METERS),
+        "oldest": now - FACTS_MATTER_FOR,
         "early": early,
         "most": most,
     }

@@ -1,6 +1,7 @@
 -- name: due_counters
 -- The counters to read: those that are due, the longest waiting first, and as many of the others as a run has room for.
--- Due are hours of which nothing was accepted for long enough, hours that a draft invoice is about to bill, and hours that differed.
+-- Due are hours of which nothing was accepted for long enough, hours that a draft invoice is about to bill, and hours that differed and are
+-- not too old to change.
 -- Hours with a report or a surplus that may or may not have arrived wait for that.
 WITH open_report AS MATERIALIZED (
     SELECT customer_id, meter_id, usage_item_id, window_start, event_time, state, may_have_arrived, accepted_at
@@ -47,6 +48,7 @@ WITH open_report AS MATERIALIZED (
            bool_or(known.first_seen_at > %(closely_since)s OR unsettled.customer_id IS NOT NULL) AS closely
     FROM billing.meter_difference known
     LEFT JOIN unsettled ON unsettled.customer_id = known.customer_id AND unsettled.window_start = known.window_start
+    WHERE known.window_start > %(oldest)s
     GROUP BY known.customer_id, known.meter_id
 ), counter AS (
     SELECT customer_id, meter_id, least(waiting.first_window, differing.first_window) AS first_window,

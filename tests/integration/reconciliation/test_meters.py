@@ -236,3 +236,15 @@ def end_period(meters: Meters, start: object, end: object) -> None:
         start,
         end,
     )
+
+
+def test_an_hour_that_differs_is_read_no_more_once_nothing_can_change_it(billed: Meters) -> None:
+    """Whether or not somebody has settled it: Stripe takes nothing that old."""
+    billed.lose("a")
+    billed.conclude()
+    for days, reads in ((35, 2), (37, 0), (38, 0)):  # the hour, and the minute of its report
+        billed.at(24 * days)
+        billed.compare()  # also the ended period, once
+        billed.at(24 * days + 13)
+        assert billed.compare().get("reads", 0) == reads
+    assert billed.found() == [("missing_at_stripe", "a", 50, 0)]
