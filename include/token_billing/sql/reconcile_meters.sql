@@ -48,7 +48,8 @@ WITH open_report AS MATERIALIZED (
            bool_or(known.first_seen_at > %(closely_since)s OR unsettled.customer_id IS NOT NULL) AS closely
     FROM billing.meter_difference known
     LEFT JOIN unsettled ON unsettled.customer_id = known.customer_id AND unsettled.window_start = known.window_start
-    WHERE known.window_start > %(oldest)s
+    -- safeguard: what nobody has looked into is read, however old it is
+    WHERE known.window_start > %(oldest)s OR known.concluded_at IS NULL
     GROUP BY known.customer_id, known.meter_id
 ), counter AS (
     SELECT customer_id, meter_id, least(waiting.first_window, differing.first_window) AS first_window,

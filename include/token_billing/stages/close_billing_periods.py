@@ -15,7 +15,7 @@ from token_billing.adapters.stripe_gateway import StripeTarget
 from token_billing.adapters.stripe_gateway.connection import open_gateway
 from token_billing.adapters.stripe_gateway.drafts import DraftGateway
 from token_billing.closing import GRACE_SCOPE, Looked, incomplete, is_final_soon, next_step, short_grace
-from token_billing.errors import BillingError, PeriodsIncomplete, StripeRefusesKey, StripeUnavailable
+from token_billing.errors import BillingError, InvoicesNotListed, PeriodsIncomplete, StripeRefusesKey, StripeUnavailable
 from token_billing.model import Clock
 from token_billing.settings import PushSettings, ReconcileSettings
 from token_billing.stages.look_at_drafts import look_at_drafts
@@ -42,7 +42,8 @@ def hold_and_release(
     """Looks at every draft of ours and at what became of those of before; holds what is incomplete, lets go what is complete or has waited
     for as long as it may. Safe to run twice at once.
 
-    Raises StripeUnavailable, StripeRefusesKey and WrongStripeAccount; what somebody has to be told is noted by then."""
+    Raises StripeUnavailable, StripeRefusesKey, WrongStripeAccount, and InvoicesNotListed where Stripe's invoices cannot be read or
+    understood; what somebody has to be told, and what can be done about all others, is noted and done by then."""
     return asyncio.run(_hold_and_release(connect, target, clock, pace, settings))
 
 
@@ -84,9 +85,19 @@ async def _hold_and_release(
         sum(step.is_told for _, step in steps),
     )
     log.info("%s", done)
-    if trouble:
+    if trouble := trouble or _unreadable(stripe):
         raise trouble
     return done
+
+
+def _unreadable(stripe: DraftGateway) -> InvoicesNotListed | None:
+    if not stripe.unreadable:
+        return None
+    return InvoicesNotListed(
+        f"{'; '.join(dict.fromkeys(stripe.unreadable[:10]))}. Such drafts are not held until all usage of their periods is on them, and "
+        "nobody is told what they lack; all others were looked at. See that connection `stripe_default` leads to an account with Billing, "
+        "and look at those invoices there."
+    )
 
 
 async def _carry_out(

@@ -24,14 +24,14 @@ async def look_at_drafts(db: Connection, stripe: DraftGateway, pace: PushSetting
     drafts = await stripe.drafts(items, now)
     # safeguard: what was never seen as a draft
     made = await stripe.made_since(since - LISTED_AGAIN, items, now) if since else []  # before the first look, others were in charge
-    listed = [*(drafts or ()), *(made or ())]
+    listed = [*drafts, *made]
     seen: dict[str, ClosingInvoice | None] = {one.invoice_id: one for one in listed}
     with db.transaction():
         for one in listed:
             closings.note_appeared(db, one)
         _keep(db, seen)
         # safeguard: what was not listed is listed later
-        if drafts is not None and made is not None:
+        if not stripe.unreadable:
             closings.note_listed(db, now)
     reads = AsyncLimiter(pace.reads_per_second, 1)
     no_draft_any_more = {}

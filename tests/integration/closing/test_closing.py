@@ -1,12 +1,13 @@
 """A draft is held until all usage of its periods is on it; nobody is left untold of one that goes without."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from month_end import PERIOD_END, MonthEnd
 from token_billing.adapters import closings
-from token_billing.errors import StripeRefusesKey, StripeUnavailable
+from token_billing.errors import InvoicesNotListed, StripeRefusesKey, StripeUnavailable
 from token_billing.settings import ReconcileSettings
 from token_billing.stages.exclude import exclude
 from unreliable_network import unreliable_network
@@ -350,19 +351,51 @@ def test_a_draft_that_cannot_be_held_is_told_of(month: MonthEnd) -> None:
     assert month.told() == [] and month.finalises_after() == HELD_UNTIL
 
 
-def test_a_stand_in_without_invoices_is_said(month: MonthEnd, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stand_in_without_invoices_is_said(month: MonthEnd) -> None:
     """What became of them meanwhile is looked at when there is a list again."""
     month.use(5)
     month.at(2 * HOUR)
     with unreliable_network(month.world.simulator.base_url) as network:
         month.world.stripe_base = network.base_url
         network.broken_paths["/v1/invoices"] = 404
-        month.close()
-    assert "invoices cannot be listed" in caplog.text
+        with pytest.raises(InvoicesNotListed, match="invoices cannot be listed"):
+            month.close()
     month.world.stripe_base = None
     month.at(2 * HOUR + 10)
     month.close()
     assert "lacks 5 tokens" in month.told()[0]
+
+
+def test_an_invoice_that_cannot_be_understood_is_told_and_keeps_no_other_from_being_held(month: MonthEnd) -> None:
+    """The draft beside it is held."""
+    month.use(5)
+    month.at(5)
+    with unreliable_network(month.world.simulator.base_url) as network:
+        month.world.stripe_base = network.base_url
+        network.answers["/v1/invoices"] = lambda page: {**page, "data": [{**page["data"][0], "id": "in_odd", "lines": 7}, *page["data"]]}
+        with pytest.raises(InvoicesNotListed, match="in_odd cannot be understood"):
+            month.close()
+    assert month.finalises_after() == HELD_UNTIL
+
+
+@pytest.mark.parametrize("left_out", ["the null sibling of a line's parent", "the reason"])
+def test_a_draft_of_which_a_stand_in_says_less_is_held(month: MonthEnd, left_out: str) -> None:
+    """An invoice item's line names no subscription item; and an invoice need not say why it was made."""
+    month.use(5)
+    month.at(5)
+
+    def says_less(one: dict[str, Any]) -> dict[str, Any]:
+        if left_out == "the reason":
+            said = {name: value for name, value in one.items() if name != "billing_reason"}
+            return {**said, "lines": {**one["lines"], "data": []}}
+        item = {**one["lines"]["data"][0], "id": "il_odd", "parent": {"type": "invoice_item_details", "invoice_item_details": {}}}
+        return {**one, "lines": {**one["lines"], "data": [item, *one["lines"]["data"]]}}
+
+    with unreliable_network(month.world.simulator.base_url) as network:
+        month.world.stripe_base = network.base_url
+        network.answers["/v1/invoices"] = lambda page: {**page, "data": [says_less(one) for one in page["data"]]}
+        month.close()
+    assert month.finalises_after() == HELD_UNTIL
 
 
 def test_a_draft_that_was_deleted_is_told(month: MonthEnd) -> None:

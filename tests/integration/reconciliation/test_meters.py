@@ -238,6 +238,19 @@ def end_period(meters: Meters, start: object, end: object) -> None:
     )
 
 
+@pytest.mark.parametrize("seen_before", [False, True])
+def test_an_hour_that_nobody_looked_into_is_explained_however_late(billed: Meters, seen_before: bool) -> None:
+    """Nothing ran for weeks, or only once."""
+    billed.lose("a")
+    if seen_before:
+        billed.at(24 * 33)
+        billed.compare()
+    for hours in (1, 8, 15):
+        billed.at(24 * 37 + hours)
+        billed.compare()
+    assert billed.found() == [("missing_at_stripe", "a", 50, 0)]
+
+
 def test_an_hour_that_differs_is_read_no_more_once_nothing_can_change_it(billed: Meters) -> None:
     """Whether or not somebody has settled it: Stripe takes nothing that old."""
     billed.lose("a")

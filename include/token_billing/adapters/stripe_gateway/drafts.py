@@ -3,11 +3,12 @@
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import stripe
 
-from token_billing.adapters.stripe_gateway.connection import StripeConnection, message_of
+from token_billing.adapters.stripe_gateway.connection import StripeConnection, StripeTarget, message_of
 from token_billing.adapters.stripe_gateway.objects import invoiced_by, may_close_usage, subscription_of
 from token_billing.closing import ClosingInvoice
 from token_billing.errors import StripeRefusesKey
@@ -20,13 +21,17 @@ PAGE = 100
 
 class DraftGateway(StripeConnection):
     """Reads invoices and moves drafts; used within one event loop. `items` are the subscriptions whose invoices count, each with the
-    subscription items that bill usage of ours."""
+    subscription items that bill usage of ours. `unreadable`: why invoices could not be listed or understood."""
 
-    async def drafts(self, items: Mapping[str, Sequence[str]], now: datetime) -> list[ClosingInvoice] | None:
-        """Every draft that closes a period of the items. None, with an error in the log, where what answers for Stripe lists none."""
+    def __init__(self, client: stripe.StripeClient, target: StripeTarget) -> None:
+        super().__init__(client, target)
+        self.unreadable: list[str] = []
+
+    async def drafts(self, items: Mapping[str, Sequence[str]], now: datetime) -> list[ClosingInvoice]:
+        """Every draft that closes a period of the items, but for what is unreadable."""
         return await self._listed({"status": "draft"}, items, now)
 
-    async def made_since(self, since: datetime, items: Mapping[str, Sequence[str]], now: datetime) -> list[ClosingInvoice] | None:
+    async def made_since(self, since: datetime, items: Mapping[str, Sequence[str]], now: datetime) -> list[ClosingInvoice]:
         """The same of every invoice made since then, whatever became of it."""
         return await self._listed({"created": {"gte": int(since.timestamp())}}, items, now)
 
@@ -55,20 +60,27 @@ class DraftGateway(StripeConnection):
             return None
         return _time(getattr(moved, "automatically_finalizes_at", None)) or time
 
-    async def _listed(self, wanted: dict[str, Any], items: Mapping[str, Sequence[str]], now: datetime) -> list[ClosingInvoice] | None:
-        async def listed() -> list[ClosingInvoice]:
+    async def _listed(self, wanted: dict[str, Any], items: Mapping[str, Sequence[str]], now: datetime) -> list[ClosingInvoice]:
+        async def all_pages() -> list[Any]:
             page = await self._client.v1.invoices.list_async({**wanted, "limit": PAGE})  # type: ignore[arg-type]
-            mine = [one async for one in page.auto_paging_iter() if subscription_of(one) in items and may_close_usage(one)]
-            found = [await _closing(invoice, items, now) for invoice in mine]
-            return [one for one in found if one.periods]
+            return [one async for one in page.auto_paging_iter()]
 
         try:
-            return await self._read(listed)
+            listed = await self._read(all_pages)
         except stripe.PermissionError as refusal:
             raise _may_not("read", refusal) from refusal
         except (stripe.InvalidRequestError, AttributeError) as unknown:
-            log.error("invoices cannot be listed, so no draft is held until all usage of its periods is on it: %s", unknown)
-            return None
+            self.unreadable.append(f"invoices cannot be listed: {unknown}")
+            return []
+        found = []
+        for invoice in listed:
+            # safeguard: an unreadable invoice keeps no other from being held
+            try:
+                if subscription_of(invoice) in items and may_close_usage(invoice):
+                    found.append(await self._read(partial(_closing, invoice, items, now)))
+            except (stripe.InvalidRequestError, AttributeError, TypeError, ValueError) as odd:
+                self.unreadable.append(f"invoice {invoice.id} cannot be understood: {odd}")
+        return [one for one in found if one.periods]
 
 
 async def _closing(invoice: Any, items: Mapping[str, Sequence[str]], now: datetime) -> ClosingInvoice:

@@ -56,7 +56,7 @@ def invoiced_by(invoice: Any, lines: list[Any], usage_item_id: str, now: datetim
     spans = {(line.period.start, line.period.end) for line in lines if _item_of(line) == usage_item_id and not _is_proration(line)}
     # Of other invoices, made in the middle of a period, that span says nothing.
     looks_back_on = (
-        {(invoice.period_start, invoice.period_end)} if getattr(invoice, "billing_reason", None) == "subscription_cycle" else set()
+        {(invoice.period_start, invoice.period_end)} if getattr(invoice, "billing_reason", None) in ("subscription_cycle", None) else set()
     )
     finalizes_at = getattr(invoice, "automatically_finalizes_at", None)
     return [
@@ -91,13 +91,13 @@ def subscription_of(invoice: Any) -> str | None:
 def _item_of(line: Any) -> str | None:
     if not hasattr(line, "parent"):  # before API version 2025-03-31.basil
         return getattr(line, "subscription_item", None)
-    details = line.parent and line.parent.subscription_item_details
+    details = line.parent and getattr(line.parent, "subscription_item_details", None)
     return details.subscription_item if details else None
 
 
 def _is_proration(line: Any) -> bool:
     """Whether a line only gives back, or charges, a part of a fee that is paid in advance."""
-    details = line.parent and line.parent.subscription_item_details if hasattr(line, "parent") else line
+    details = line.parent and getattr(line.parent, "subscription_item_details", None) if hasattr(line, "parent") else line
     return bool(getattr(details, "proration", False))
 
 
