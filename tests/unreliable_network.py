@@ -21,7 +21,8 @@ class UnreliableNetwork:
     called first and returns one of these.
 
     Reads are written down in `read_paths`; those of a path in `broken_paths` are answered with its status, those of one in `answers` with
-    what it makes of Stripe's own answer. Other writes to a path in `broken_writes` are answered with its status."""
+    what it makes of Stripe's own answer. Other writes to a path in `broken_writes` are answered with its status, those to one in
+    `write_answers` with what it makes of Stripe's own answer."""
 
     def __init__(self, simulator_base: str) -> None:
         self.troubles: deque[Any] = deque()
@@ -31,6 +32,7 @@ class UnreliableNetwork:
         self.broken_paths: dict[str, int] = {}
         self.broken_writes: dict[str, int] = {}
         self.answers: dict[str, Callable[[Any], Any]] = {}
+        self.write_answers: dict[str, Callable[[Any], Any]] = {}
         self._simulator = urlsplit(simulator_base)
         network = self
 
@@ -52,7 +54,10 @@ class UnreliableNetwork:
                 if self.path in network.broken_writes:
                     return self._refuse(network.broken_writes[self.path])
                 if self.path != "/v1/billing/meter_events" and not self.path.endswith("/usage_records"):
-                    return self._reply(*network._forward(self, body))
+                    status, headers, content = network._forward(self, body)
+                    if self.path in network.write_answers:
+                        content = json.dumps(network.write_answers[self.path](json.loads(content))).encode()
+                    return self._reply(status, headers, content)
                 network.meter_event_requests.append({name.lower(): value for name, value in self.headers.items()})
                 trouble = network.troubles.popleft() if network.troubles else network.always
                 if callable(trouble):

@@ -107,7 +107,7 @@ class Proposal:
     """A candidate that was put to people, what they decided, and how far that was carried out.
 
     `request`: what Stripe was asked to make, fixed by the first attempt under a key; `may_have_arrived`: it may have made it;
-    `refused_at`: since when it is known that it did not and will not."""
+    `refused_at`: since when it is known that it did not and will not; `not_made_at`: when somebody looked by hand, and it had not."""
 
     id: int
     what: Candidate
@@ -124,6 +124,7 @@ class Proposal:
     message: str | None = None
     applied_at: datetime | None = None
     stripe_id: str | None = None
+    not_made_at: datetime | None = None
 
     @property
     def is_open(self) -> bool:

@@ -24,6 +24,9 @@ MENDABLE = (
 #: Usage with these reasons is on no invoice and can get on none but as an invoice item.
 TOO_LATE = (QuarantineReason.PERIOD_INVOICED, QuarantineReason.TOO_OLD)
 
+#: About these a person speaks first; once their period's invoice is final, it can only be about an invoice item.
+LATE_AT_LAST = (QuarantineReason.DISOWNED,)
+
 
 @dataclass(frozen=True)
 class AsideReport:

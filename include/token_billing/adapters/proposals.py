@@ -30,7 +30,7 @@ from token_billing.proposals import (
 )
 from token_billing.rating import Price
 from token_billing.reconciliation import Cause
-from token_billing.releases import MENDABLE, TOO_LATE
+from token_billing.releases import LATE_AT_LAST, MENDABLE, TOO_LATE
 
 PROPOSALS = queries("proposals.sql")
 
@@ -42,7 +42,7 @@ Which = Literal["open", "standing", "to_apply", "all"]
 
 class AbsentReport(NamedTuple):
     """An accepted report that is to be sent anew. `minute`: the span in which it would show; `other_tokens`: what else of ours shows there;
-    `others_in_doubt`: whether some of ours may."""
+    `others_in_doubt`: whether some of ours may; `invoice_id`: the final invoice of its period."""
 
     identifier: str
     token_count: int
@@ -51,6 +51,7 @@ class AbsentReport(NamedTuple):
     minute: datetime
     other_tokens: int
     others_in_doubt: bool
+    invoice_id: str | None
 
 
 @contextmanager
@@ -74,10 +75,17 @@ def take_turn(db: Connection) -> None:
 
 def candidates(db: Connection, identity: LedgerIdentity, now: datetime) -> list[Candidate]:
     """All that could be done now, as the books stand."""
-    final = {"final_statuses": sorted(FINAL_STATUSES), "now": now}
     oldest = now - metering.OLDEST_EVENT + metering.AGE_MARGIN
     late, found = list(_billed_nowhere(db)), []
-    aside = {"since": now - PROPOSED_FOR, "mendable": list(MENDABLE), "too_late": list(TOO_LATE), "oldest": oldest, **final}
+    aside = {
+        "since": now - PROPOSED_FOR,
+        "mendable": list(MENDABLE),
+        "too_late": list(TOO_LATE),
+        "late_at_last": list(LATE_AT_LAST),
+        "oldest": oldest,
+        "final_statuses": sorted(FINAL_STATUSES),
+        "now": now,
+    }
     for row in db.execute(PROPOSALS["aside_usage"], aside):
         usage = _AsideUsage._make((*row[:13], row[13:]))
         if usage.is_late:
@@ -85,7 +93,7 @@ def candidates(db: Connection, identity: LedgerIdentity, now: datetime) -> list[
         else:
             found.append(usage.to_release())
     absent_since = now - metering.ABSENCE
-    proven = {"absent_since": absent_since, "oldest": oldest, "recovered_at": identity.recovered_at, **final}
+    proven = {"absent_since": absent_since, "oldest": oldest, "recovered_at": identity.recovered_at, "now": now}
     found += [_resend(*row) for row in db.execute(PROPOSALS["proven_absent"], proven)]
     return [*late_usage(late), *_overbilled(db), *found]
 
@@ -276,14 +284,24 @@ def note_attempt(db: Connection, proposal: Proposal, request: Mapping[str, Any],
 
 
 def note_answer(
-    db: Connection, proposal: Proposal, message: str, now: datetime, *, may_have_arrived: bool, refused: bool, new_key: bool
+    db: Connection,
+    proposal: Proposal,
+    message: str,
+    now: datetime,
+    *,
+    may_have_arrived: bool,
+    refused: bool = False,
+    new_key: bool = False,
+    in_doubt_since: datetime | None = None,
 ) -> None:
-    """Writes down what became of the proposal's latest attempt, where nothing was made for all that is known."""
+    """Writes down what became of the proposal's latest attempt, where nothing was made for all that is known. `in_doubt_since`: of an
+    earlier attempt, where this one itself has certainly made nothing."""
     parameters = {
         "id": proposal.id,
         "attempt": proposal.attempt_count,
         "message": storable(message)[:2000] or "no words",
         "may_have_arrived": may_have_arrived,
+        "in_doubt_since": in_doubt_since,
         "refused": refused,
         "new_key": new_key,
         "now": now,
@@ -291,14 +309,19 @@ def note_answer(
     db.execute(PROPOSALS["note_answer"], parameters)
 
 
+def note_not_made(db: Connection, proposal: Proposal, message: str, now: datetime) -> None:
+    """Somebody says that no attempt so far has made anything."""
+    db.execute(PROPOSALS["note_not_made"], {"id": proposal.id, "message": storable(message)[:2000], "now": now})
+
+
 def note_applied(db: Connection, proposal_id: int, stripe_id: str | None, now: datetime) -> bool:
     """It is done; False where somebody else has noted that."""
     return db.execute(PROPOSALS["note_applied"], {"id": proposal_id, "stripe_id": stripe_id, "now": now}).rowcount == 1
 
 
-def absent_report(db: Connection, report_id: int) -> AbsentReport | None:
+def absent_report(db: Connection, report_id: int, now: datetime) -> AbsentReport | None:
     """The report that is to be sent anew; None where it is not accepted any more, or Stripe's meter shows it."""
-    found = db.execute(PROPOSALS["absent_report"], {"id": report_id}).fetchone()
+    found = db.execute(PROPOSALS["absent_report"], {"id": report_id, "now": now}).fetchone()
     return AbsentReport(*found) if found else None
 
 

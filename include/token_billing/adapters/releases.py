@@ -8,7 +8,6 @@ from typing import Any
 from token_billing.adapters.database import Connection, storable
 from token_billing.adapters.queries import queries
 from token_billing.model import ReportState, Sink
-from token_billing.periods import FINAL_STATUSES
 from token_billing.releases import AsideReport
 from token_billing.windows import Side, Window
 
@@ -17,8 +16,7 @@ RELEASES = queries("releases.sql")
 
 def lock_aside(db: Connection, report_ids: Sequence[int], now: datetime) -> list[AsideReport]:
     """The reports as they stand, kept from being moved by anybody else; those that there are."""
-    parameters = {"ids": list(report_ids), "final_statuses": sorted(FINAL_STATUSES), "now": now}
-    return [_aside(*row) for row in db.execute(RELEASES["lock_aside"], parameters)]
+    return [_aside(*row) for row in db.execute(RELEASES["lock_aside"], {"ids": list(report_ids), "now": now})]
 
 
 def release(db: Connection, report_id: int, identifier: str | None, now: datetime) -> bool:

@@ -11,7 +11,9 @@ DO UPDATE SET details = EXCLUDED.details
 INSERT INTO billing.discrepancy (cause, report_id, tenant_id, stripe_id, details, expected_token_count, found_at)
 SELECT %(cause)s, report.id, report.tenant_id, %(stripe_id)s, %(details)s, report.token_count, %(now)s
 FROM billing.usage_report report WHERE report.id = %(report_id)s
-ON CONFLICT (report_id, cause) WHERE resolved_at IS NULL DO NOTHING
+ON CONFLICT (report_id, cause) WHERE resolved_at IS NULL
+-- safeguard: an error about another identifier is news
+DO UPDATE SET stripe_id = EXCLUDED.stripe_id, details = EXCLUDED.details WHERE discrepancy.stripe_id IS DISTINCT FROM EXCLUDED.stripe_id
 
 -- name: settle_gone
 -- Discrepancies of a cause about a tenant that are no more, but for those that are.

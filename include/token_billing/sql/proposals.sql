@@ -16,7 +16,7 @@ WITH aside AS (
     LEFT JOIN billing.destination ON destination.report_id = report.id
     -- Nothing quarantined is confirmed; said, it has an index find the few that are not.
     WHERE report.state = 'quarantined' AND report.confirmed_at IS NULL AND report.window_start >= %(since)s AND report.token_count > 0
-      AND report.quarantine_reason = ANY(%(mendable)s::text[] || %(too_late)s::text[])
+      AND report.quarantine_reason = ANY(%(mendable)s::text[] || %(too_late)s::text[] || %(late_at_last)s::text[])
       AND (report.attempt_count > 0 OR destination.reason IS NULL)
       -- safeguard: what was settled is not proposed again
       AND NOT EXISTS (SELECT FROM billing.acknowledgement settled WHERE settled.report_id = report.id AND settled.proposal_id IS NOT NULL)
@@ -49,6 +49,7 @@ WITH aside AS (
            array_agg(id ORDER BY id) AS report_ids, sum(token_count)::bigint AS tokens,
            string_agg(DISTINCT reason, ', ' ORDER BY reason) AS reasons
     FROM sorted
+    WHERE is_late OR reason <> ALL(%(late_at_last)s::text[])
     GROUP BY is_late, tenant_id, subscription_id, customer_id, usage_item_id, price_id, meter_id, period_start, period_end, invoice_id
 )
 SELECT summed.is_late, summed.tenant_id, summed.invoice_id, summed.subscription_id, summed.customer_id, summed.usage_item_id,
@@ -117,6 +118,13 @@ CROSS JOIN LATERAL (
 ) carried
 WHERE found.cause = ANY(%(causes)s::text[]) AND found.resolved_at IS NULL
   AND coalesce(line.period_start, invoiced.period_start) IS NOT NULL
+  -- safeguard: what was taken back since is not judged by an older comparison
+  AND NOT EXISTS (SELECT FROM billing.revocation
+                  JOIN billing.usage_report report ON report.id = revocation.report_id
+                  WHERE report.customer_id = invoice.customer_id AND report.usage_item_id = goes.usage_item_id
+                    AND report.event_time >= coalesce(line.period_start, invoiced.period_start)
+                    AND report.event_time < coalesce(line.period_end, invoiced.period_end)
+                    AND revocation.revoked_at >= coalesce(invoice.compared_at, found.found_at))
 
 -- name: settled
 -- Tokens and cents by subject that were carried forward, credited or written off, of what comparisons found on an invoice about an item.
@@ -157,17 +165,14 @@ WHERE found.cause = 'missing_at_stripe' AND found.resolved_at IS NULL
   AND report.state IN ('accepted', 'billed') AND report.confirmed_at IS NULL AND report.sink = 'billing_meters' AND report.attempt_count > 0
   AND report.event_time >= %(oldest)s AND NOT report.forgotten
   AND (%(recovered_at)s::timestamptz IS NULL OR report.window_start + interval '1 hour' > %(recovered_at)s)
-  AND NOT EXISTS (SELECT FROM billing.invoiced_period final
-                  WHERE final.usage_item_id = report.usage_item_id
-                    AND final.period_start <= report.event_time AND report.event_time < final.period_end
-                    AND (final.invoice_status = ANY(%(final_statuses)s::text[]) OR final.finalizes_at <= %(now)s))
+  AND billing.final_invoice_of(report.usage_item_id, report.event_time, %(now)s) IS NULL
 
 -- name: proposals
 -- Proposals by number: those that wait for a decision, those that were decided and are not done, or all.
 SELECT id, kind, subject, token_count, evidence, tenant_id, invoice_id, subscription_id, customer_id, usage_item_id, price_id,
        period_start, period_end, report_ids, discrepancy_id, amount_cents, currency,
        proposed_at, decision, decided_by, decided_at, request, key_number, attempt_count, attempted_at, may_have_arrived, refused_at,
-       message, applied_at, stripe_id
+       message, applied_at, stripe_id, not_made_at
 FROM billing.proposal
 WHERE withdrawn_at IS NULL
   AND CASE %(which)s WHEN 'open' THEN decision IS NULL
@@ -181,7 +186,7 @@ ORDER BY id
 SELECT id, kind, subject, token_count, evidence, tenant_id, invoice_id, subscription_id, customer_id, usage_item_id, price_id,
        period_start, period_end, report_ids, discrepancy_id, amount_cents, currency,
        proposed_at, decision, decided_by, decided_at, request, key_number, attempt_count, attempted_at, may_have_arrived, refused_at,
-       message, applied_at, stripe_id, withdrawn_at
+       message, applied_at, stripe_id, not_made_at, withdrawn_at
 FROM billing.proposal WHERE id = %(id)s
 FOR UPDATE
 
@@ -228,8 +233,13 @@ RETURNING request
 -- What Stripe said, where it did not make anything for all that is known.
 UPDATE billing.proposal
 SET may_have_arrived = %(may_have_arrived)s, message = %(message)s, refused_at = CASE WHEN %(refused)s THEN %(now)s::timestamptz END,
-    key_number = key_number + CASE WHEN %(new_key)s THEN 1 ELSE 0 END, request = CASE WHEN %(refused)s THEN NULL ELSE request END
+    key_number = key_number + CASE WHEN %(new_key)s THEN 1 ELSE 0 END, request = CASE WHEN %(refused)s THEN NULL ELSE request END,
+    attempted_at = coalesce(%(in_doubt_since)s, attempted_at)
 WHERE id = %(id)s AND attempt_count = %(attempt)s AND applied_at IS NULL
+
+-- name: note_not_made
+-- Somebody has looked: nothing was made by any attempt so far.
+UPDATE billing.proposal SET may_have_arrived = false, not_made_at = %(now)s, message = %(message)s WHERE id = %(id)s AND applied_at IS NULL
 
 -- name: note_applied
 -- It is done; once.
@@ -238,10 +248,11 @@ SET applied_at = %(now)s, stripe_id = %(stripe_id)s, message = NULL, refused_at 
 WHERE id = %(id)s AND applied_at IS NULL
 
 -- name: absent_report
--- An accepted report that is to be sent anew, its minute, and what else of ours Stripe counts there, or may.
+-- An accepted report that is to be sent anew, its minute, what else of ours Stripe counts there, or may, and the final invoice of its period.
 SELECT report.identifier, report.token_count, report.customer_id, report.meter_id, date_trunc('minute', report.event_time, 'UTC'),
        coalesce(sum(other.token_count) FILTER (WHERE other.state IN ('accepted', 'billed')), 0)::bigint,
-       coalesce(bool_or(other.state IN ('sending', 'unresolved')), false)
+       coalesce(bool_or(other.state IN ('sending', 'unresolved')), false),
+       billing.final_invoice_of(report.usage_item_id, report.event_time, %(now)s)
 FROM billing.usage_report report
 LEFT JOIN billing.usage_report other
   ON other.customer_id = report.customer_id AND other.event_name = report.event_name AND other.window_start = report.window_start

@@ -7,13 +7,8 @@ SELECT report.id, report.tenant_id, report.window_start, report.side_start, repo
             WHEN destination.reason IS NOT NULL THEN destination.reason
             WHEN destination.customer_id IS NULL OR destination.usage_item_id IS NULL THEN coalesce(report.quarantine_reason, 'no_customer')
        END,
-       (SELECT invoiced.invoice_id
-        FROM billing.invoiced_period invoiced
-        WHERE invoiced.usage_item_id = coalesce(report.usage_item_id, destination.usage_item_id)
-          AND invoiced.period_start <= coalesce(report.event_time, report.side_start)
-          AND coalesce(report.event_time, report.side_start) < invoiced.period_end
-          AND (invoiced.invoice_status = ANY(%(final_statuses)s::text[]) OR invoiced.finalizes_at <= %(now)s)
-        LIMIT 1),
+       billing.final_invoice_of(coalesce(report.usage_item_id, destination.usage_item_id),
+                                coalesce(report.event_time, report.side_start), %(now)s),
        acknowledged.proposal_id, report.quarantined_at
 FROM billing.usage_report report
 LEFT JOIN billing.destination ON destination.report_id = report.id

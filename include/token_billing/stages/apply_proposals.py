@@ -12,7 +12,15 @@ from token_billing.adapters.database import Connect, Connection, session
 from token_billing.adapters.stripe_gateway import StripeTarget
 from token_billing.adapters.stripe_gateway.connection import open_gateway
 from token_billing.adapters.stripe_gateway.corrections import CorrectionGateway
-from token_billing.errors import BillingError, ProposalRefused, ReportsDisagree, SendingPaused, StripeRefusesKey, StripeUnavailable
+from token_billing.errors import (
+    BillingError,
+    NotRevocable,
+    ProposalRefused,
+    ReportsDisagree,
+    SendingPaused,
+    StripeRefusesKey,
+    StripeUnavailable,
+)
 from token_billing.model import Accepted, Answer, Clock, Disowned, LedgerIdentity, Rejected, RevocationCause, Undelivered, Unresolved
 from token_billing.proposals import Decision, Proposal, credit_note, forgotten, idempotency_key, invoice_item, recognised
 from token_billing.settings import PushSettings
@@ -74,11 +82,11 @@ async def _apply(connect: Connect, db: Connection, stripe: CorrectionGateway, id
     what, doubt = proposal.what, proposal.may_have_arrived
     of = what.customer_id if proposal.decision == Decision.INVOICE_ITEM else what.invoice_id
     # safeguard: what may have been made is looked for
-    if doubt or identity.recovered_at is not None:
+    if doubt or (identity.recovered_at is not None and proposal.not_made_at is None):
         try:
             made = await stripe.made(proposal.decision, of or "", identity.ledger_id)
         except ProposalRefused as cannot_look:
-            proposals.note_answer(db, proposal, str(cannot_look), clock(), may_have_arrived=doubt, refused=not doubt, new_key=False)
+            proposals.note_answer(db, proposal, str(cannot_look), clock(), may_have_arrived=doubt, refused=not doubt)
             raise ProposalRefused(f"proposal {number} is not carried out: {cannot_look}") from cannot_look
         if stripe_id := recognised(proposal, made):
             return _done(db, proposal, stripe_id, clock)
@@ -104,15 +112,18 @@ async def _apply(connect: Connect, db: Connection, stripe: CorrectionGateway, id
                 f"decide so again, or decide otherwise: `python -m billing_airflow decide-proposal {number}`"
             )
         case Undelivered(message, status):
-            proposals.note_answer(db, noted[0], message, clock(), may_have_arrived=doubt, refused=False, new_key=False)
+            proposals.note_answer(db, noted[0], message, clock(), may_have_arrived=doubt, in_doubt_since=proposal.attempted_at)
             if status in metering.KEY_REFUSED:
                 raise StripeRefusesKey(
                     "the secret key of connection `stripe_default` may not make invoice items or credit notes; give it write access to "
                     f"both and run this again. Stripe said: {message}"
                 )
         case Unresolved(message, _, may_have_arrived, _, new_key):
+            # What this attempt came to may be known; what the one before did is not, and its day goes on.
+            alone = metering.classify(answer, may_have_arrived=False)
+            since = None if isinstance(alone, Unresolved) and alone.may_have_arrived else proposal.attempted_at
             # safeguard: what was made without an answer stays in doubt
-            proposals.note_answer(db, noted[0], message, clock(), may_have_arrived=may_have_arrived, refused=False, new_key=new_key)
+            proposals.note_answer(db, noted[0], message, clock(), may_have_arrived=may_have_arrived, new_key=new_key, in_doubt_since=since)
     raise StripeUnavailable(f"Stripe gave no usable answer about proposal {number}, the next run looks what became of it: {message}")
 
 
@@ -137,10 +148,13 @@ async def _resend(connect: Connect, db: Connection, stripe: CorrectionGateway, p
     (report_id,), identifier = proposal.what.report_ids, proposal.what.subject
     if proposals.was_revoked(db, identifier):  # by a run that was killed before it could say so
         return _done(db, proposal, None, clock)
-    report = proposals.absent_report(db, report_id)
+    report = proposals.absent_report(db, report_id, clock())
     refusal = None
     if report is None or report.identifier != identifier:
         refusal = f"report {report_id} has gone on, or Stripe's meter shows it by now"
+    # safeguard: nothing is sent anew into a final period
+    elif report.invoice_id is not None:
+        refusal = f"invoice {report.invoice_id} of the report's period is final by now; `proposals` shows how it can be billed"
     else:
         counted = await stripe.summed_usage(report.customer_id, report.meter_id, report.minute, report.minute + MINUTE)
         # safeguard: absence is looked at right before a resend
@@ -156,12 +170,12 @@ async def _resend(connect: Connect, db: Connection, stripe: CorrectionGateway, p
                 revoked_by=proposal.decided_by or "",
             )
             return _done(db, proposal, None, clock)
-        except ReportsDisagree as disagreement:
-            refusal = str(disagreement)
+        except (ReportsDisagree, NotRevocable) as why_not:
+            refusal = str(why_not)
     raise _refused(db, proposal, refusal, clock)
 
 
 def _refused(db: Connection, proposal: Proposal, why: str, clock: Clock) -> ProposalRefused:
     """Nothing can come of the decision for a reason of our own: a person decides again."""
-    proposals.note_answer(db, proposal, why, clock(), may_have_arrived=False, refused=True, new_key=False)
+    proposals.note_answer(db, proposal, why, clock(), may_have_arrived=False, refused=True)
     return ProposalRefused(f"proposal {proposal.id} is not carried out: {why}. Nothing was changed; decline it, or try again later")

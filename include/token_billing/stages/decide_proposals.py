@@ -68,8 +68,7 @@ def resolve(connect: Connect, proposal_id: int, made_as: str | None, by: str, re
             if made_as is not None:
                 finish(db, proposal, made_as, by, now)
             else:
-                message = f"{by} has looked at Stripe: nothing was made"
-                proposals.note_answer(db, proposal, message, now, may_have_arrived=False, refused=False, new_key=False)
+                proposals.note_not_made(db, proposal, f"{by} has looked at Stripe: nothing was made", now)
             resolved = proposals.lock_proposal(db, proposal_id)
     assert resolved is not None
     log.info("proposal %d was resolved by %s: %s", proposal_id, by, made_as or "nothing was made")

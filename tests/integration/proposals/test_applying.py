@@ -108,6 +108,42 @@ def test_a_restored_database_that_cannot_look_is_decided_about_anew(decided: Off
     assert decided.decide(Decision.DECLINED, by="bob", number=1).decision == Decision.DECLINED
 
 
+def test_an_answer_that_does_not_repeat_the_metadata_is_one(decided: Office, network: UnreliableNetwork) -> None:
+    """Stripe has made the item; asked again, it would make another one."""
+    network.write_answers[ITEMS] = lambda item: {name: value for name, value in item.items() if name != "metadata"}
+    assert (decided.apply(), decided.apply()) == (1, 0)
+    assert len(decided.items()) == 1
+
+
+def test_what_stripe_refuses_for_a_day_after_a_lost_answer_is_decided_anew(decided: Office) -> None:
+    """The doubt is the first attempt's: refusals since neither end it nor make it younger."""
+    trouble(decided, "reset_before_effect")
+    with pytest.raises(StripeUnavailable):
+        decided.apply()
+    decided.client.customers.delete(decided.customer())
+    refused = []
+    for _ in range(26):
+        decided.world.set_time(decided.world.clock() + HOUR)
+        with suppress(StripeUnavailable, ProposalRefused):
+            decided.apply()
+        refused += decided.world.sql("SELECT refused_at IS NOT NULL FROM billing.proposal")
+    assert refused.index((True,)) in (23, 24), "Stripe may repeat a stored refusal once more"
+    assert decided.decide(Decision.DECLINED, by="bob", number=1).decision == Decision.DECLINED
+
+
+def test_a_restored_database_is_told_by_hand_what_stripe_does_not_list(decided: Office, network: UnreliableNetwork) -> None:
+    """Once somebody has looked, it is made without looking again."""
+    trouble(decided, "reset_before_effect")
+    with pytest.raises(StripeUnavailable):
+        decided.apply()
+    decided.world.sql("UPDATE billing.ledger SET epoch = 2, recovered_at = now()")
+    network.broken_paths[ITEMS] = 404
+    with pytest.raises(ProposalRefused, match="does not list"):
+        decided.apply()
+    resolve_by_hand(decided, None)
+    assert decided.apply() == 1 and len(decided.items()) == 1
+
+
 def test_many_who_apply_at_once_make_it_once(decided: Office) -> None:
     """The UI's task, the command and the hourly run: one is at work, the others find it so, or done."""
 

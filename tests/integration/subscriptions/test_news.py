@@ -12,10 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shop import Shop
-from token_billing.adapters import inbox
+from token_billing.adapters import discrepancies, inbox
 from token_billing.adapters.database import session
 from token_billing.adapters.stripe_gateway.connection import open_gateway
 from token_billing.adapters.stripe_gateway.events import EventGateway
+from token_billing.reconciliation import Cause
 from token_billing.stages.release import release
 from token_billing.stages.sweep import sweep
 from token_billing.stripe_events import event_of
@@ -167,6 +168,23 @@ def test_meter_errors_find_their_reports(shop: Shop) -> None:
     shop.world.bill()
     shop.sync()
     assert shop.open_discrepancies() == [] and shop.world.marked() == {"acme": 1_000_000}
+
+
+def test_an_error_about_a_reports_next_identifier_is_news(shop: Shop) -> None:
+    """Nobody has settled the one about the identifier before; the report is taken back again."""
+    shop.add_tenants("acme")
+    shop.buy("pure", client_reference_id="acme")
+    shop.world.window = Window(shop.world.clock() + HOUR)
+    shop.world.use("acme", 5)
+    shop.at(shop.world.window.end + 2 * MINUTES)
+    shop.sync()
+    shop.world.bill()
+    [(report_id, identifier)] = shop.world.sql("SELECT id, identifier FROM billing.usage_report")
+    with shop.world.connect() as db:
+        for name in ("usage-before", identifier):
+            discrepancies.note_about_report(db, Cause.METER_ERROR, report_id, name, f"not counted as {name}", shop.world.clock())
+    shop.sync()
+    assert shop.world.states() == {"acme": "quarantined"}
 
 
 def test_a_clock_that_is_ahead_of_stripes_misses_nothing(shop: Shop) -> None:

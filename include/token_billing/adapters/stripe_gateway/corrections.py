@@ -36,10 +36,11 @@ class CorrectionGateway(BillingMeters):
     async def make(self, decision: Decision, request: Mapping[str, Any], idempotency_key: str) -> Answer | NoAnswer:
         """Asks Stripe for it, once; never raises for anything that Stripe or the network does."""
         path, _ = _PLACES[decision]
-        wanted = request["metadata"]
+        mine = request["metadata"][PROPOSAL_KEY]
         return await self._write(
             path,
-            lambda made: bool(made.get("id")) and (made.get("metadata") or {}).get(PROPOSAL_KEY) == wanted[PROPOSAL_KEY],
+            # What answers for Stripe may not repeat the metadata; somebody else's are no answer.
+            lambda made: bool(made.get("id")) and (made.get("metadata") or {}).get(PROPOSAL_KEY, mine) == mine,
             idempotency_key=idempotency_key,
             **request,
         )

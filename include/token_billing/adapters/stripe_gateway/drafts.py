@@ -74,11 +74,11 @@ class DraftGateway(StripeConnection):
             return []
         found = []
         for invoice in listed:
-            # safeguard: an unreadable invoice keeps no other from being held
             try:
                 if subscription_of(invoice) in items and may_close_usage(invoice):
                     found.append(await self._read(partial(_closing, invoice, items, now)))
             except (stripe.InvalidRequestError, AttributeError, TypeError, ValueError) as odd:
+                # safeguard: an invoice that nobody can hold is told
                 self.unreadable.append(f"invoice {invoice.id} cannot be understood: {odd}")
         return [one for one in found if one.periods]
 

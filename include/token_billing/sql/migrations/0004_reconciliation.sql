@@ -169,6 +169,22 @@ CREATE TABLE billing.closing_cursor (
     listed_until  timestamptz NOT NULL
 );
 
+-- The final invoice of an item's period that an instant lies in, as far as it is known: usage sent into it now is on no invoice. An invoice
+-- closes what had ended when it was made, and nothing else, whatever it shows of the time to come.
+CREATE FUNCTION billing.final_invoice_of(of_item text, used_at timestamptz, now timestamptz) RETURNS text LANGUAGE sql STABLE AS $$
+    SELECT invoice_id
+    FROM billing.invoiced_period
+    WHERE usage_item_id = of_item AND period_start <= used_at AND used_at < period_end
+      AND (invoice_status IN ('open', 'paid', 'uncollectible', 'void') OR finalizes_at <= now)
+    UNION ALL
+    SELECT invoice_id
+    FROM billing.invoice_line line
+    JOIN billing.invoice USING (invoice_id)
+    WHERE line.kind = 'usage' AND line.usage_item_id = of_item AND line.period_start <= used_at AND used_at < line.period_end
+      AND invoice.status IN ('open', 'paid', 'uncollectible', 'void') AND line.period_end <= invoice.created_at
+    LIMIT 1
+$$;
+
 -- --- Decisions ----------------------------------------------------------------------------------------------------------
 
 -- What could be done about what differs or was kept aside; nothing of it is done before somebody decides.
@@ -210,6 +226,8 @@ CREATE TABLE billing.proposal (
     applied_at       timestamptz,
     -- What was made of it at Stripe.
     stripe_id        text,
+    -- Since when somebody says that no attempt before has made anything.
+    not_made_at      timestamptz,
     CONSTRAINT proposal_decided_whole CHECK (
         (decision IS NULL) = (decided_at IS NULL) AND (decision IS NULL) = (decided_by IS NULL)),
     CONSTRAINT only_decided_is_applied CHECK (applied_at IS NULL OR (decision IS NOT NULL AND decision <> 'declined')),
