@@ -45,7 +45,9 @@ class Charge:
     @property
     def stripe_id(self) -> str:
         """What names it at Stripe, and no other charge of any invoice."""
-        return self.lines[0].id if self.lines else f"{self.invoice.id}/{self.usage_item_id}"
+        if self.lines:
+            return self.lines[0].id
+        return f"{self.invoice.id}/{self.usage_item_id}/{self.price_id}/{self.period.start:%Y%m%dT%H%M%S}"
 
 
 def charges_of(invoice: Invoice, lines: Iterable[InvoiceLine]) -> list[Charge]:
@@ -101,6 +103,10 @@ class Trial(NamedTuple):
         period = BillingPeriod(datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(end, UTC)) if start and end else None
         return cls(period, bool(pause_collection))
 
+    def is_free(self, period: BillingPeriod) -> bool:
+        """Whether Stripe asks for nothing in a billing period: in a trial, and while collection is paused (belief 34)."""
+        return self.is_paused or (self.period is not None and self.period.holds(period.start))
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -121,6 +127,11 @@ class Facts:
     billed_in_part: Mapping[str, str] = field(default_factory=dict)
     billed_beside: Mapping[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
     cut_over: datetime | None = None
+
+    def asks_for_nothing(self, charge: Charge) -> bool:
+        """Whether Stripe asks for nothing in the charge's period."""
+        known = self.subscriptions.get(charge.invoice.subscription_id or "")
+        return known is not None and known.is_free(charge.period)
 
     def parts_of(self, charge: Charge) -> Sequence[KnownPart]:
         """What is known of the charge's item."""

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from token_billing.invoices import Invoice, InvoiceLine, LineKind
 from token_billing.model import ReportState
-from token_billing.rating import Price, RatedLine, money, rate
+from token_billing.rating import Price, RatedLine, comes_to, money, rate
 from token_billing.windows import Side, Window
 
 #: Reports that lie no further apart are looked up in one reading of token_usage: reading so many hours of a table that only has a
@@ -117,18 +117,20 @@ class Decided(NamedTuple):
 @dataclass(frozen=True)
 class ExplainedCharge:
     """What an invoice bills for one item, price and period: its lines, and the reports that they add up. `price` is None where it was
-    never read. `decided`: the proposal that made the line. `reports` may be left out: then nothing is added up."""
+    never read. `decided`: the proposal that made the line. `is_free`: in a trial, or while collection is paused. `reports` may be left out:
+    then nothing is added up."""
 
     invoice: Invoice
     lines: tuple[InvoiceLine, ...]
     price: Price | None = None
     decided: Decided | None = None
     reports: tuple[ExplainedReport, ...] = ()
+    is_free: bool = False
 
     @property
     def is_metered(self) -> bool:
         """Whether it bills usage. A subscription's first invoice names its metered items as well, and bills nothing of theirs."""
-        return self.lines[0].kind is LineKind.USAGE and (self.invoice.closes_usage or self.quantity > 0)
+        return self.lines[0].kind is LineKind.USAGE and (self.invoice.closes(self.lines[0].period) or self.quantity > 0)
 
     @property
     def quantity(self) -> int:
@@ -173,9 +175,9 @@ class ExplainedCharge:
             yield f"price {self.lines[0].price_id} was never read, so the amount could not be rated again"
             return
         amount, rated = sum(line.amount_cents for line in self.lines), self.rated
-        ours, ties = sum(line.amount_cents for line in rated), sum(line.is_tie for line in rated)
-        if not ours - ties <= amount <= ours:
-            yield f"the lines bill {money(amount, self.lines[0].currency)}, the price asks {money(ours, self.price.currency)}"
+        if not comes_to(rated, amount) and not (self.is_free and amount == 0):
+            ours = money(sum(line.amount_cents for line in rated), self.price.currency)
+            yield f"the lines bill {money(amount, self.lines[0].currency)}, the price asks {ours}"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from token_billing.reconciliation import Cause
 #: A report that was accepted so shortly before the invoice was final may have missed it: Stripe counts asynchronously.
 NEAR = timedelta(hours=1)
 
-#: Of so many reports that may be late, each choice is tried.
+#: Of so many reports that may be late, and hours that differ, each choice is tried.
 MOST_CHOSEN = 12
 
 
@@ -80,10 +80,13 @@ def explaining_pieces(charge: Charge, period: BillingPeriod, our_tokens: int, ev
     if not charge.lines:
         return [_no_line(charge, our_tokens)]
     hours = [*_surplus(evidence, own), *_missing(evidence)]
-    # An hour that a boundary of the period runs through may differ by what is on its other side.
-    apart = [[one] for one in hours] if len(hours) <= MOST_CHOSEN else [[one for one in hours if one.tokens * sign > 0] for sign in (1, -1)]
+    choices = list(_late_choices(charge, [one for one in own if one.counts], MOST_CHOSEN - len(hours)))
+    # An hour that a boundary of the period runs through may differ by what is on its other side. Where that would be too many
+    # combinations, it is all hours of a kind or none.
+    few = len(choices) << len(hours) <= 1 << MOST_CHOSEN
+    apart = [[one] for one in hours] if few else [[one for one in hours if one.tokens * sign > 0] for sign in (1, -1)]
     groups = [[[*_others(charge, period, evidence)], []], *([some, []] for some in apart), [[], [*_cancelled(evidence)]]]
-    for late in _late_choices(charge, [one for one in own if one.counts]):
+    for late in choices:
         for chosen in product(*groups):
             pieces = [*_late(charge, late), *chain.from_iterable(chosen)]
             # safeguard: a difference is explained exactly
@@ -98,7 +101,7 @@ def _no_line(charge: Charge, our_tokens: int) -> Piece:
     return Piece(Cause.MISSING_HOUR, -our_tokens, details)
 
 
-def _late_choices(charge: Charge, reports: Sequence[SentReport]) -> Iterator[tuple[SentReport, ...]]:
+def _late_choices(charge: Charge, reports: Sequence[SentReport], most_chosen: int) -> Iterator[tuple[SentReport, ...]]:
     """Which reports may have come after the invoice was final: surely those that were first attempted then; of those that were accepted
     since, or shortly before, the last ones, and any. At last none."""
     final = charge.invoice.finalized_at
@@ -110,7 +113,7 @@ def _late_choices(charge: Charge, reports: Sequence[SentReport]) -> Iterator[tup
         (one for one in reports if one not in sure and one.accepted_at and one.accepted_at > final - NEAR), key=_accepted, reverse=True
     )
     yield from (sure + tuple(last) for last in accumulate(([one] for one in near), initial=[]))
-    if len(near) <= MOST_CHOSEN:
+    if len(near) <= most_chosen:
         yield from (sure + some for size in range(1, len(near)) for some in combinations(near, size))
     if sure:
         yield ()

@@ -13,7 +13,7 @@ from token_billing.charges import Charge, Facts
 from token_billing.invoice_evidence import Evidence, Piece, explaining_pieces
 from token_billing.invoices import Invoice, InvoiceLine, LineKind
 from token_billing.periods import BillingPeriod
-from token_billing.rating import Price, RatedLine, added_cents, amount_cents, money, rate
+from token_billing.rating import Price, RatedLine, added_cents, amount_cents, comes_to, money, rate
 from token_billing.reconciliation import Cause, Difference
 
 #: What a billing threshold made bills a part of a period's usage; which, no line says.
@@ -99,7 +99,7 @@ def _not_comparable(charge: Charge, facts: Facts) -> str:
         return "a billing threshold made it, and it bills a part of a period"
     if other := facts.billed_in_part.get(charge.stripe_id):
         return f"invoice {other}, which a billing threshold made, bills a part of its period"
-    if charge.lines and charge.quantity == 0 and not charge.invoice.closes_usage:
+    if charge.lines and charge.quantity == 0 and not charge.invoice.closes(charge.period):
         return "a first invoice bills no usage"
     return ""
 
@@ -123,7 +123,7 @@ def _unlinked(compared: Compared, facts: Facts) -> Compared:
 
 def _voided(compared: Compared, charge: Charge, our_tokens: int, facts: Facts) -> Compared:
     """What a voided invoice billed is billed nowhere, unless another one bills it, or nothing was to be billed."""
-    if _bills_nothing(charge, facts) or charge.stripe_id in facts.billed_elsewhere or not our_tokens:
+    if facts.asks_for_nothing(charge) or charge.stripe_id in facts.billed_elsewhere or not our_tokens:
         return replace(compared, note="void")
     cents = None if compared.our_cents is None else (compared.our_cents, 0)
     details = f"the invoice is void, and no other one bills these {our_tokens:,} tokens"
@@ -140,6 +140,9 @@ def _judged(compared: Compared, charge: Charge, our_tokens: int, facts: Facts, e
     elif price is None:
         details = f"the terms of price {agreed} cannot be read, so the amount of its lines cannot be rated"
         compared = _differing(compared, Cause.UNEXPLAINED, details, cents=(0, charge.amount_cents)) if charge.amount_cents else compared
+    if any(line.quantity < 0 for line in charge.lines):
+        details = f"the lines bill {_listed(line.quantity for line in charge.lines)} tokens; no quantity of usage is negative"
+        return _differing(compared, Cause.UNEXPLAINED, details, tokens=(our_tokens, charge.quantity))
     if charge.price_id != agreed:
         details = f"item {charge.usage_item_id} is billed at price {charge.price_id}; its price in that period was {agreed}"
         cents = None if compared.our_cents is None else (compared.our_cents, charge.amount_cents)
@@ -171,7 +174,7 @@ def _rated(compared: Compared, charge: Charge, our_tokens: int, price: Price, fa
     if not charge.lines or _match(charge.lines, rated):
         # What a tie was rounded to is Stripe's to say.
         return replace(compared, our_cents=charge.amount_cents) if charge.lines and charge.quantity == our_tokens else compared
-    if charge.amount_cents == 0 and _bills_nothing(charge, facts):
+    if charge.amount_cents == 0 and facts.asks_for_nothing(charge):
         return replace(compared, our_cents=0, note="a trial, or collection was paused: nothing is asked for")
     if charge.amount_cents == compared.our_cents or _billed_by(charge.lines) <= _billed_by(rate(price, our_tokens)):
         return compared  # the amounts are right; what is wrong are the quantities, or lines are missing
@@ -232,22 +235,13 @@ def _in_pieces(compared: Compared, charge: Charge, price: Price | None, pieces: 
     return compared
 
 
-def _bills_nothing(charge: Charge, facts: Facts) -> bool:
-    """Whether Stripe asks for nothing in the charge's period: in a trial, and while collection is paused (belief 34)."""
-    known = facts.subscriptions.get(charge.invoice.subscription_id or "")
-    if known is None:
-        return False
-    return known.is_paused or (known.period is not None and known.period.holds(charge.period.start))
-
-
 def _match(lines: Sequence[InvoiceLine], rated: Sequence[RatedLine]) -> bool:
     """Whether the lines are those that were rated, each of an amount that is right. One line for all tiers will do, if it is of the right
     amount in all: what answers for Stripe may show no more."""
     billed = [line for line in lines if line.quantity or line.amount_cents]
     wanted = [line for line in rated if line.quantity or line.exact_cents]
     if len(billed) == 1 and len(wanted) > 1:
-        lowest, highest = sum(min(line.amounts_cents) for line in wanted), sum(max(line.amounts_cents) for line in wanted)
-        return lowest <= billed[0].amount_cents <= highest
+        return comes_to(wanted, billed[0].amount_cents)
     return len(billed) == len(wanted) and not _unmatched(lines, rated)
 
 

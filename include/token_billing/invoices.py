@@ -66,10 +66,11 @@ class Invoice:
         """Whether its lines stay as they are."""
         return self.status in FINAL_STATUSES
 
-    @property
-    def closes_usage(self) -> bool:
-        """Whether it bills the usage of a period that has ended."""
-        return self.subscription_id is not None and self.billing_reason not in NOT_CLOSING
+    def closes(self, period: BillingPeriod) -> bool:
+        """Whether it bills the usage of a period that has ended. One that does not say why it was made closes what had ended by then."""
+        if self.subscription_id is None or self.billing_reason in NOT_CLOSING:
+            return False
+        return self.billing_reason is not None or period.end <= self.created_at
 
 
 class ReadInvoice(NamedTuple):
@@ -98,7 +99,10 @@ def read_invoice(
         total_cents=shown["total"],
         read_at=read_at,
     )
-    return ReadInvoice(invoice, tuple(_line(line, invoice.currency, metered_prices, ledger_id) for line in lines))
+    read = tuple(_line(line, invoice.currency, metered_prices, ledger_id) for line in lines)
+    if len({line.id for line in read}) < len(read):
+        raise ValueError("it shows a line twice")
+    return ReadInvoice(invoice, read)
 
 
 def price_of_item_line(line: Mapping[str, Any]) -> str | None:
@@ -107,17 +111,19 @@ def price_of_item_line(line: Mapping[str, Any]) -> str | None:
 
 
 def _line(line: Mapping[str, Any], currency: str, metered_prices: Collection[str], ledger_id: str) -> InvoiceLine:
-    period = line["period"]
+    kind, period = _kind_of(line, metered_prices), BillingPeriod(_time(line["period"]["start"]), _time(line["period"]["end"]))
+    if period.end < period.start:
+        raise ValueError(f"the period of line {line['id']} ends before it starts")
     return InvoiceLine(
         id=line["id"],
-        kind=_kind_of(line, metered_prices),
+        kind=kind,
         usage_item_id=_item_of(line),
         price_id=_price_of(line),
-        quantity=_quantity_of(line),
+        quantity=_quantity_of(line, kind),
         unit_cents=_unit_of(line),
         amount_cents=line["amount"],
         currency=(line.get("currency") or currency).lower(),
-        period=BillingPeriod(_time(period["start"]), _time(period["end"])),
+        period=period,
         description=line.get("description") or "",
         invoice_item_id=_invoice_item_of(line),
         proposal_id=_proposal_of(line, ledger_id),
@@ -170,12 +176,12 @@ def _unit_of(line: Mapping[str, Any]) -> Decimal | None:
     return None if unit is None else Decimal(str(unit))
 
 
-def _quantity_of(line: Mapping[str, Any]) -> int:
-    """Whole; a line of no quantity has none."""
+def _quantity_of(line: Mapping[str, Any], kind: LineKind) -> int:
+    """Whole where it is of usage; a line of no quantity has none."""
     quantity = line.get("quantity")
     if quantity is None:
         quantity = Decimal(str(line.get("quantity_decimal") or 0))
-    if quantity != int(quantity):
+    if quantity != int(quantity) and kind is LineKind.USAGE:
         raise ValueError(f"line {line['id']} has a quantity of {quantity}, and tokens are whole")
     return int(quantity)
 

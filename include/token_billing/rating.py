@@ -4,7 +4,7 @@ Amounts are in the currency's minor unit (cents, where it has them), as everywhe
 it rounds a line that lies exactly on a half is not documented, so such lines say so (`is_tie`) and are rounded up here.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Context, Decimal
 from enum import StrEnum
@@ -95,6 +95,13 @@ class RatedLine(NamedTuple):
         the invoice as a whole is not documented, so that either is right (a belief about Stripe)."""
         ties = {self.amount_cents - self.step} if self.is_tie else set()
         return frozenset({self.amount_cents, *ties, _rounded(self.exact_cents, 1)})
+
+
+def comes_to(lines: Sequence[RatedLine], amount_cents: int) -> bool:
+    """Whether all lines together may come to the amount: each rounded by itself, or, where one line stands for all of them, at once."""
+    lowest, highest = sum(min(line.amounts_cents) for line in lines), sum(max(line.amounts_cents) for line in lines)
+    at_once = RatedLine(0, sum((line.exact_cents for line in lines), start=Decimal(0)), lines[0].step).amounts_cents if lines else {0}
+    return lowest <= amount_cents <= highest or amount_cents in at_once
 
 
 def rate(price: Price, quantity: int) -> list[RatedLine]:

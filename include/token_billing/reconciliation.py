@@ -3,7 +3,8 @@
 A comparison looks at a whole *scope* (a customer's meter, an invoice) and says all that differs there; what it does not find again
 has gone away."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
@@ -86,6 +87,33 @@ class Difference:
     expected_cents: int | None = None
     found_cents: int | None = None
     currency: str | None = None
+
+    def with_figures_of(self, other: "Difference") -> "Difference":
+        """The same, with what another one says of it."""
+        return replace(
+            self,
+            details=f"{self.details}; {other.details}",
+            expected_tokens=_sum(self.expected_tokens, other.expected_tokens),
+            found_tokens=_sum(self.found_tokens, other.found_tokens),
+            expected_cents=_sum(self.expected_cents, other.expected_cents),
+            found_cents=_sum(self.found_cents, other.found_cents),
+            currency=self.currency or other.currency,
+        )
+
+
+def merged(found: Iterable[Difference]) -> list[Difference]:
+    """One for each cause and thing: where a comparison says several things of one, their figures together. A report has its figures."""
+    together: dict[tuple[object, ...], Difference] = {}
+    for one in found:
+        about = one.cause, one.scope, one.tenant_id, one.stripe_id, one.window_start, one.report_id
+        known = together.get(about)
+        # safeguard: what is told of one thing is told together
+        together[about] = known.with_figures_of(one) if known and one.report_id is None else known or one
+    return list(together.values())
+
+
+def _sum(one: int | None, other: int | None) -> int | None:
+    return one if other is None else other + (one or 0)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from psycopg.types.json import Jsonb
 
 from token_billing.adapters.database import Connection, storable
 from token_billing.adapters.queries import queries
-from token_billing.reconciliation import Cause, Difference
+from token_billing.reconciliation import Cause, Difference, merged
 from token_billing.windows import HOUR
 
 DISCREPANCIES = queries("discrepancies.sql")
@@ -67,17 +67,17 @@ def note_differences(db: Connection, scopes: Collection[str], found: Sequence[Di
     """Brings the discrepancies of the scopes that were compared to what was found there: what is new is noted, what is known is told
     as it stands now, what is gone is settled, and what a person has settled stays settled as long as its figures stay. Returns how
     many are news. To be called in a transaction."""
+    rows = [
+        {**vars(one), "details": storable(one.details)[:2000], "window_start": one.window_start and one.window_start.isoformat()}
+        for one in merged(found)
+    ]
     parameters = {
-        "found": Jsonb([{**vars(one), "details": storable(one.details)[:2000], "window_start": _text(one.window_start)} for one in found]),
+        "found": Jsonb(rows),
         "scopes": list(scopes),
         "now": now,
     }
     db.execute(DISCREPANCIES["settle_not_found"], parameters)
     return int((db.execute(DISCREPANCIES["note_differences"], parameters).fetchone() or (0,))[0])
-
-
-def _text(time: datetime | None) -> str | None:
-    return None if time is None else time.isoformat()
 
 
 def open_discrepancies(db: Connection) -> list[OpenDiscrepancy]:

@@ -86,11 +86,13 @@ WITH cut AS (
             FROM billing.invoiced_period invoiced
             LEFT JOIN billing.invoice USING (invoice_id)
             UNION ALL
-            SELECT line.usage_item_id, line.period_start, line.period_end, invoice.finalized_at
+            SELECT line.usage_item_id, line.period_start, line.period_end,
+                   coalesce(invoice.finalized_at, invoice.finalizes_at, invoice.created_at)
             FROM billing.invoice_line line
             JOIN billing.invoice USING (invoice_id)
             WHERE line.kind = 'usage' AND invoice.status = ANY(%(final_statuses)s)
               AND coalesce(invoice.billing_reason, '') <> ALL(%(not_closing)s)
+              AND (invoice.billing_reason IS NOT NULL OR line.period_end <= invoice.created_at)
         ) told
         WHERE final_at < %(instant)s
         GROUP BY usage_item_id, period_start

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from token_billing.adapters import explaining, invoices, ledger
+from token_billing.adapters import explaining, invoice_comparison, invoices, ledger
 from token_billing.adapters.database import Connect, Connection, repeatable_read, session
 from token_billing.errors import NothingToExplain
 from token_billing.explanation import (
@@ -92,7 +92,9 @@ def _traced(db: Connection, charge: ExplainedCharge) -> ExplainedCharge:
         ids: Sequence[int] = decided.report_ids
     else:
         ids = explaining.accepted_reports(db, charge.invoice.customer_id, line.usage_item_id, line.period) if charge.is_metered else []
-    return replace(charge, price=explaining.price(db, line.price_id), decided=decided, reports=tuple(explaining.reports(db, ids)))
+    reports, price = tuple(explaining.reports(db, ids)), explaining.price(db, line.price_id)
+    trials = invoice_comparison.trials(db, {charge.invoice.subscription_id or ""}).values()
+    return replace(charge, price=price, decided=decided, reports=reports, is_free=any(one.is_free(line.period) for one in trials))
 
 
 def _bills(charge: ExplainedCharge, report: ExplainedReport) -> bool:

@@ -87,7 +87,15 @@ class InvoiceGateway(StripeConnection):
 
     async def _understood(self, listed: Sequence[Mapping[str, Any]], asked_at: datetime, reading: Reading) -> list[ReadInvoice]:
         """The listed invoices; one that cannot be understood is told of and holds no other up."""
-        lines = {shown["id"]: await self._lines(shown) for shown in listed if not shown.get("deleted")}
+        lines: dict[str, list[Mapping[str, Any]]] = {}
+        for shown in listed:
+            try:
+                if not shown.get("deleted"):
+                    lines[shown["id"]] = await self._lines(shown)
+            except stripe.InvalidRequestError as refusal:
+                log.warning("the lines of invoice %s cannot be read: %s", shown["id"], message_of(refusal))
+                if shown.get("status") != "draft":  # a draft may have been deleted meanwhile
+                    reading.unreadable[shown["id"]] = message_of(refusal)
         await self._learn_prices({price for all_of in lines.values() for price in map(price_of_item_line, all_of) if price}, reading)
         return list(_read(listed, lines, asked_at, reading))
 

@@ -53,17 +53,20 @@ def may_close_usage(invoice: Any) -> bool:
 def invoiced_by(invoice: Any, lines: list[Any], usage_item_id: str, now: datetime) -> list[InvoicedPeriod]:
     """The periods of a subscription item that an invoice closes: those of the item's lines, or, where it has none (no usage at all), the
     one that the invoice itself looks back on."""
+    reason = getattr(invoice, "billing_reason", None)
     spans = {(line.period.start, line.period.end) for line in lines if _item_of(line) == usage_item_id and not _is_proration(line)}
     # Of other invoices, made in the middle of a period, that span says nothing.
-    looks_back_on = (
-        {(invoice.period_start, invoice.period_end)} if getattr(invoice, "billing_reason", None) in ("subscription_cycle", None) else set()
-    )
+    if not spans and reason in ("subscription_cycle", None):
+        spans = {(invoice.period_start, invoice.period_end)}
+    # safeguard: an invoice that does not say why it was made closes what had ended by then
+    if reason is None:
+        spans = {(start, end) for start, end in spans if end <= invoice.created}
     finalizes_at = getattr(invoice, "automatically_finalizes_at", None)
     return [
         InvoicedPeriod(
             usage_item_id, BillingPeriod(_time(start), _time(end)), invoice.id, invoice.status, finalizes_at and _time(finalizes_at), now
         )
-        for start, end in sorted(spans or looks_back_on)
+        for start, end in sorted(spans)
         if start < end
     ]
 
