@@ -55,6 +55,14 @@ def test_a_line_on_a_tie_may_go_either_way() -> None:
     assert list(charge(4, report(1, 11)).differences()) == ["the lines bill 0.04 USD, the price asks 0.06 USD"]
 
 
+def test_amounts_that_go_in_steps_may_be_rounded_to_one_or_not() -> None:
+    """Of dinars, Stripe charges multiples of ten: 12,340 tokens at 0.01 are 123.4, and 123 and 120 are both right."""
+    dinars = Price("price_1", "kwd", PricingMode.PER_UNIT, (Tier(None, Decimal("0.01")),))
+    for cents, differs in ((123, False), (120, False), (130, True)):
+        told = replace(charge(cents, report(1, 12_340)), price=dinars)
+        assert bool(list(told.differences())) is differs
+
+
 def test_what_does_not_add_up_is_said() -> None:
     """A row that is gone, a report that came when the invoice was final, a price that nobody read."""
     lost = replace(report(1), held=HeldRows())

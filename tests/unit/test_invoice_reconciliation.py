@@ -159,6 +159,22 @@ def test_one_line_for_all_tiers_will_do_if_its_amount_is_right() -> None:
     assert causes(compare_charge(charge([replace(one, amount_cents=501)]), 6_000_000, FACTS)) != []
 
 
+def test_one_line_for_all_tiers_may_be_rounded_once() -> None:
+    """Three tiers of 0.4 cents are nothing each, and 1.2 cents together."""
+    tiers = (Tier(1000, Decimal("0.0004")), Tier(2000, Decimal("0.0004")), Tier(None, Decimal("0.0004")))
+    facts = replace(FACTS, prices={"bundled": Price("bundled", "usd", PricingMode.GRADUATED, tiers)})
+    one = replace(lines(6_000_000)[0], quantity=3000)
+    found = {cents: causes(compare_charge(charge([replace(one, amount_cents=cents)]), 3000, facts)) for cents in (0, 1, 2)}
+    assert found == {0: [], 1: [], 2: ["wrong_tier"]}
+
+
+def test_what_differs_in_many_ways_at_once_is_given_up_in_time() -> None:
+    """Twelve reports that may be late and twelve hours that differ have sixteen million combinations."""
+    late = [report(1000 + 7**n % 997, hours=600 + n, accepted=timedelta(minutes=1)) for n in range(12)]
+    lost = [report(5000 + 13 * n, hours=n + 1) for n in range(12)]
+    assert causes(explained(999_999_999, [*late, *lost], {n + 1: 0 for n in range(12)})) == ["unexplained"]
+
+
 def test_a_line_of_another_time_or_price_is_wrong_and_counts_for_its_charge() -> None:
     """Not as a charge of its own, which nothing would explain."""
     free, paid = lines(6_000_000)

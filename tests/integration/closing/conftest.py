@@ -8,8 +8,8 @@ from world import World
 
 
 @pytest.fixture
-def month(world: World) -> MonthEnd:
-    """Pure, an hour before the end of the first period; the first run ever has been."""
+def begun(world: World) -> MonthEnd:
+    """Pure, bought just now."""
     world.simulator.reset(clock=BEGUN)
     world.simulator.settings(summary_delay_seconds=0)
     world.set_time(BEGUN)
@@ -17,6 +17,12 @@ def month(world: World) -> MonthEnd:
     shop.add_tenants("acme")
     month = MonthEnd(shop, shop.buy("pure", client_reference_id="acme").id)
     shop.sync()
-    month.at(-65)
-    month.close()
     return month
+
+
+@pytest.fixture
+def month(begun: MonthEnd) -> MonthEnd:
+    """An hour before the end of the first period; the first run ever has been."""
+    begun.at(-65)
+    begun.close()
+    return begun

@@ -398,6 +398,26 @@ def test_a_draft_of_which_a_stand_in_says_less_is_held(month: MonthEnd, left_out
     assert month.finalises_after() == HELD_UNTIL
 
 
+@pytest.mark.parametrize("told", ["left out", "null"])
+def test_a_first_invoice_that_does_not_say_what_it_is_closes_nothing(begun: MonthEnd, told: str) -> None:
+    """It is final and names the item for the month that begins, whose last hour is billed all the same."""
+
+    def unsaid(one: dict[str, Any]) -> dict[str, Any]:
+        said = {name: value for name, value in one.items() if name != "billing_reason"}
+        return said if told == "left out" else {**said, "billing_reason": None}
+
+    with unreliable_network(begun.world.simulator.base_url) as network:
+        begun.world.stripe_base = network.base_url
+        network.answers["/v1/invoices"] = lambda page: {**page, "data": [unsaid(one) for one in page["data"]]}
+        begun.close()
+        begun.at(-65)
+        begun.close()
+        begun.use(5, -40)
+        begun.at(2)
+        begun.bill(-40)
+    assert begun.world.states() == {"acme": "billed"}
+
+
 def test_a_draft_that_was_deleted_is_told(month: MonthEnd) -> None:
     month.at(5)
     month.close()

@@ -41,6 +41,13 @@ def test_what_is_gone_settles_itself_in_the_scopes_that_were_compared(meters: Me
     assert note(meters, MISSING) == 1, "what settled itself may come back"
 
 
+def test_two_figures_of_one_thing_are_told_together(meters: Meters) -> None:
+    """What one of them comes to is not lost behind the other."""
+    assert note(meters, MISSING, replace(MISSING, details="and seven", expected_tokens=7, found_tokens=None)) == 1
+    assert meters.found() == [("missing_at_stripe", "a", 12, 0)]
+    assert meters.world.sql("SELECT details FROM billing.discrepancy") == [("an hour lacks five; and seven",)]
+
+
 def test_two_meters_of_a_customer_differ_each_for_itself(meters: Meters) -> None:
     other = replace(MISSING, scope="cus other-meter hour", found_tokens=3)
     assert note(meters, MISSING, other, scopes=(MISSING.scope, other.scope)) == 2
