@@ -2,13 +2,17 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import NamedTuple, Self
 
 from token_billing.invoices import Invoice, InvoiceLine, LineKind
 from token_billing.periods import BillingPeriod
 from token_billing.rating import Price
+
+#: Stripe makes a period's invoice within an hour of its end (docs.stripe.com/billing/subscriptions/overview), and may tell of a change some
+#: seconds after the invoice that it made for it.
+PROMPT = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -143,10 +147,17 @@ class Facts:
 
     def agreed_price(self, charge: Charge) -> str:
         """The price that the item has in the charge's period: the charge's own, unless only others are known."""
-        overlapping = [part for part in self.parts_of(charge) if part.price_id and _overlap(part.span, charge.period)]
+        overlapping = [part for part in self._billable(charge) if part.price_id and _overlap(part.span, charge.period)]
         if not overlapping or any(part.price_id == charge.price_id for part in overlapping):
             return charge.price_id
         return max(overlapping, key=lambda part: _overlap(part.span, charge.period)).price_id or charge.price_id
+
+    def _billable(self, charge: Charge) -> Sequence[KnownPart]:
+        """What is known of the item up to when the invoice was made; all, where the charge is of the time since the last period ended."""
+        parts = self.parts_of(charge)
+        ended = [part for part in parts if part.span is None or part.span.end <= charge.invoice.created_at + PROMPT]
+        last = max((part.span.end for part in ended if part.span), default=None)
+        return parts if last is None or _is_since(last, charge) else ended
 
     def meter_of(self, charge: Charge) -> str | None:
         """The meter whose usage the charge's agreed price bills; None of the legacy metered billing system's."""
@@ -154,17 +165,26 @@ class Facts:
         return next((part.meter_id for part in self.parts_of(charge) if part.price_id == agreed), None)
 
     def agreed_period(self, charge: Charge) -> BillingPeriod:
-        """The span in which the item bills, at the agreed price, that the charge's period is about: the period itself where it is one of
-        those that are known, or where none is."""
-        agreed = self.agreed_price(charge)
+        """The span in which the item bills, at the agreed price, that the charge is about: the charge's own period where it is one of those
+        that are known, or where none is; else the last that had ended when the invoice was made, which is the one that it closes."""
+        agreed, made = self.agreed_price(charge), charge.invoice.created_at + PROMPT
         spans = _spans(part for part in self.parts_of(charge) if part.price_id == agreed)
+        ended = [(period, span) for period, span in spans if span.end <= made]
         fits = any(
-            charge.period.start in (period.start, span.start) and charge.period.end in (period.end, span.end) for period, span in spans
+            charge.period.start in (period.start, span.start) and charge.period.end in (period.end, span.end) for period, span in ended
         )
-        overlapping = [span for _, span in spans if _overlap(span, charge.period)]
-        if fits or not overlapping:
+        if fits or not ended or _is_since(max(span.end for _, span in ended), charge):
             return charge.period
-        return max(overlapping, key=lambda span: _overlap(span, charge.period))
+        closes = max(period.end for period, _ in ended)
+        return max((span for period, span in ended if period.end == closes), key=lambda span: (_overlap(span, charge.period), span))
+
+
+def _is_since(ended: datetime, charge: Charge) -> bool:
+    """Whether a charge is of a time after that, and of none after its invoice was made."""
+    period, made = charge.period, charge.invoice.created_at
+    if period.end <= made:
+        return period.start >= ended or period.end > ended + PROMPT
+    return ended <= period.start < made - PROMPT  # a subscription that ended may be billed to the end that its period would have had
 
 
 def _spans(parts: Iterable[KnownPart]) -> list[tuple[BillingPeriod, BillingPeriod]]:

@@ -50,6 +50,9 @@ REFUSED = {
     "one_open_discrepancy_per_object_and_cause": NEWS.format("tenant_id", "link_conflict", "'t'), ('link_conflict', now(), 't'"),
     "inside_its_period": LINKED + PERIOD.format("10", "02-02"),
     "one_item_at_a_time": LINKED + PERIOD.format("10", "01-20") + ", " + PERIOD.format("19", "01-21"),
+    "read_period_is_whole": (
+        "INSERT INTO billing.item_reading (usage_item_id, read_at, price_id, period_start) VALUES ('si', now(), 'p', '2026-01-01')"
+    ),
     "excluded_for_a_time": EXCLUDED + "('t', 'internal', 'ann', '2026-01-02', '2026-01-02')",
     "excluded_once_at_a_time": EXCLUDED + "('t', 'internal', 'ann', '2026-01-01', NULL), ('t', 'internal', 'ann', '2026-01-02', NULL)",
     "one_newest_price_by_name": (

@@ -48,20 +48,20 @@ def set_metered_items(db: Connection, items: Iterable[MeteredItem], now: datetim
     by_id = sorted(items, key=lambda item: item.usage_item_id)
     add_prices(db, [(item.meter, item.price) for item in by_id], now)
     for item in by_id:
-        db.execute(
-            PUSH["set_metered_item"],
-            {
-                "usage_item_id": item.usage_item_id,
-                "price_id": item.price_id,
-                "meter_id": item.meter and item.meter.id,
-                "problem": item.problem,
-                "subscription_id": item.subscription_id,
-                "period_start": item.period and item.period.start,
-                "period_end": item.period and item.period.end,
-                "is_first_period": item.is_first_period,
-                "now": now,
-            },
-        )
+        said = {
+            "usage_item_id": item.usage_item_id,
+            "price_id": item.price_id,
+            "meter_id": item.meter and item.meter.id,
+            "problem": item.problem,
+            "subscription_id": item.subscription_id,
+            "period_start": item.period and item.period.start,
+            "period_end": item.period and item.period.end,
+            "is_first_period": item.is_first_period,
+            "now": now,
+        }
+        db.execute(PUSH["set_metered_item"], said)
+        if item.price_id and not item.problem:
+            db.execute(PUSH["note_item_reading"], said)
 
 
 def add_prices(db: Connection, found: Iterable[tuple[Meter | None, Price | None]], now: datetime) -> None:

@@ -16,51 +16,94 @@ WHERE status <> 'draft'
 ORDER BY created_at, invoice_id
 
 -- name: known_parts
--- Whose usage items bill and when: by timelines, of items that are not followed by the application's columns, else by what was sent.
+-- Whose usage items bill and when: by timelines; of items that are not followed, of the tenants whose columns name them, else to whom they
+-- were sent for, by what Stripe said of them, and, of a meter that it named for no period, by what they were sent.
 WITH followed AS (
     SELECT tenant_id, subscription_id, usage_item_id, price_id, meter_id, period_start, period_end, billed_from, billed_until
     FROM billing.subscription_period
     WHERE usage_item_id = ANY(%(items)s::text[])
 ), named AS (
-    SELECT tenant.id AS tenant_id, item.subscription_id, tenant.stripe_usage_item_id AS usage_item_id, item.price_id, item.meter_id
+    SELECT tenant.id AS tenant_id, tenant.stripe_usage_item_id AS usage_item_id
     FROM tenants tenant
-    LEFT JOIN billing.metered_item item ON item.usage_item_id = tenant.stripe_usage_item_id
     WHERE tenant.stripe_usage_item_id = ANY(%(items)s::text[])
       AND NOT EXISTS (SELECT FROM followed WHERE followed.usage_item_id = tenant.stripe_usage_item_id)
 ), sent AS (
-    SELECT DISTINCT report.tenant_id, item.subscription_id, report.usage_item_id, item.price_id, report.meter_id
+    SELECT DISTINCT report.tenant_id, report.usage_item_id, report.meter_id
     FROM billing.usage_report report
-    LEFT JOIN billing.metered_item item ON item.usage_item_id = report.usage_item_id
     WHERE report.customer_id = ANY(%(customers)s::text[]) AND report.event_time IS NOT NULL
       AND report.usage_item_id = ANY(%(items)s::text[])
-      AND report.usage_item_id NOT IN (SELECT usage_item_id FROM followed UNION ALL SELECT usage_item_id FROM named)
+      AND report.usage_item_id NOT IN (SELECT usage_item_id FROM followed)
+), billing_whom AS (
+    SELECT tenant_id, usage_item_id FROM named
+    UNION
+    SELECT tenant_id, usage_item_id FROM sent WHERE usage_item_id NOT IN (SELECT usage_item_id FROM named)
 )
 SELECT * FROM followed
-UNION ALL
-SELECT named.*, NULL, NULL, NULL, NULL FROM named
-UNION ALL
-SELECT sent.*, NULL, NULL, NULL, NULL FROM sent
+UNION
+SELECT whom.tenant_id, reading.subscription_id, whom.usage_item_id, reading.price_id, reading.meter_id,
+       reading.period_start, reading.period_end, reading.period_start, reading.period_end
+FROM billing_whom whom
+LEFT JOIN billing.item_reading reading USING (usage_item_id)
+UNION
+SELECT whom.tenant_id, NULL, whom.usage_item_id, priced.price_id, priced.meter_id, NULL, NULL, NULL, NULL
+FROM billing_whom whom
+JOIN sent USING (usage_item_id)
+JOIN (SELECT price_id, meter_id FROM billing.item_reading
+      UNION
+      SELECT price_id, meter_id FROM billing.subscription_period) priced ON priced.meter_id = sent.meter_id
+WHERE NOT EXISTS (SELECT FROM billing.item_reading reading
+                  WHERE reading.usage_item_id = sent.usage_item_id AND reading.meter_id = sent.meter_id AND reading.period_start IS NOT NULL)
 
 -- name: charges_due
 -- Spans of items that ended before invoices were made which should bill them, and that are on no invoice.
 -- The invoice that should is the first that closes usage after the end of the billing period, or of the subscription.
-SELECT closing.invoice_id, period.usage_item_id, period.price_id, min(period.billed_from), max(period.billed_until)
-FROM billing.subscription_period period
-JOIN billing.subscription_link link USING (subscription_id)
+WITH known AS (
+    SELECT period.subscription_id, period.usage_item_id, period.price_id, period.period_start, period.period_end,
+           period.billed_from, period.billed_until, least(period.period_end, link.ended_at) AS over_at
+    FROM billing.subscription_period period
+    JOIN billing.subscription_link link USING (subscription_id)
+), not_followed AS (
+    SELECT coalesce(reading.subscription_id, tenant.stripe_subscription_id) AS subscription_id, reading.usage_item_id, reading.price_id,
+           reading.period_start, reading.period_end, reading.read_at
+    FROM billing.item_reading reading
+    LEFT JOIN tenants tenant ON tenant.stripe_usage_item_id = reading.usage_item_id
+    WHERE NOT EXISTS (SELECT FROM billing.subscription_period followed WHERE followed.usage_item_id = reading.usage_item_id)
+), told AS (
+    -- Of a period in which nobody asked about the item, its invoices tell.
+    SELECT DISTINCT ON (invoiced.usage_item_id, invoiced.period_start, invoiced.period_end)
+           item.subscription_id, item.usage_item_id, item.price_id, invoiced.period_start, invoiced.period_end
+    FROM billing.invoiced_period invoiced
+    JOIN not_followed item USING (usage_item_id)
+    WHERE NOT EXISTS (SELECT FROM billing.item_reading reading
+                      WHERE reading.usage_item_id = invoiced.usage_item_id
+                        AND reading.period_start < invoiced.period_end AND reading.period_end > invoiced.period_start)
+    ORDER BY invoiced.usage_item_id, invoiced.period_start, invoiced.period_end,
+             item.read_at > invoiced.period_end, abs(extract(epoch FROM item.read_at - invoiced.period_end))
+), span AS (
+    SELECT * FROM known
+    UNION ALL
+    SELECT subscription_id, usage_item_id, price_id, period_start, period_end, period_start, period_end, period_end
+    FROM not_followed
+    WHERE period_start IS NOT NULL
+    UNION ALL
+    SELECT told.*, period_start, period_end, period_end FROM told
+)
+SELECT closing.invoice_id, span.usage_item_id, span.price_id, min(span.billed_from), max(span.billed_until)
+FROM span
 CROSS JOIN LATERAL (
     SELECT invoice.invoice_id
     FROM billing.invoice
-    WHERE invoice.subscription_id = period.subscription_id AND invoice.billing_reason <> ALL(%(not_closing)s::text[])
-      AND invoice.created_at >= least(period.period_end, link.ended_at)
+    WHERE invoice.subscription_id = span.subscription_id AND coalesce(invoice.billing_reason, '') <> ALL(%(not_closing)s::text[])
+      AND invoice.created_at >= span.over_at
     ORDER BY invoice.created_at, invoice.invoice_id
     LIMIT 1
 ) closing
 WHERE closing.invoice_id = ANY(%(ids)s::text[])
   AND NOT EXISTS (SELECT FROM billing.invoice_line line
-                  WHERE line.usage_item_id = period.usage_item_id AND line.kind = 'usage' AND line.price_id = period.price_id
-                    AND line.period_start < period.billed_until AND line.period_end > period.billed_from
+                  WHERE line.usage_item_id = span.usage_item_id AND line.kind = 'usage' AND line.price_id = span.price_id
+                    AND line.period_start < span.billed_until AND line.period_end > span.billed_from
                     AND (line.quantity > 0 OR line.invoice_id = closing.invoice_id))
-GROUP BY closing.invoice_id, period.usage_item_id, period.price_id, period.period_start, period.period_end
+GROUP BY closing.invoice_id, span.usage_item_id, span.price_id, span.period_start, span.period_end
 
 -- name: usage_of_charges
 -- The tokens of the reports that Stripe has accepted for charges' items in their periods.
@@ -163,22 +206,36 @@ FROM jsonb_to_recordset(%(charges)s::jsonb) AS charge (
 JOIN billing.invoice mine ON mine.invoice_id = charge.invoice_id
 JOIN billing.invoice_line line
   ON line.usage_item_id = charge.usage_item_id AND line.kind = 'usage' AND line.price_id = charge.price_id AND line.quantity > 0
- AND least(line.period_end, charge.period_end) - greatest(line.period_start, charge.period_start)
-     > (charge.period_end - charge.period_start) / 2
 JOIN billing.invoice other ON other.invoice_id = line.invoice_id
+ -- What is used after an invoice was made is not on it, whatever period its line names.
+ AND least(line.period_end, charge.period_end, other.created_at) - greatest(line.period_start, charge.period_start)
+     > (charge.period_end - charge.period_start) / 2
 WHERE other.status <> 'void' AND other.invoice_id <> mine.invoice_id
   AND (mine.status = 'void' OR (other.created_at, other.invoice_id) < (mine.created_at, mine.invoice_id))
 GROUP BY charge.number
 
 -- name: billed_beside
 -- Charges of items that nobody is linked to, at the price, and so of the meter, of an item that bills tenants of the same customer.
-SELECT charge.number, min(period.usage_item_id), array_agg(DISTINCT period.tenant_id)
-FROM jsonb_to_recordset(%(charges)s::jsonb) AS charge (
-    number integer, customer_id text, usage_item_id text, price_id text, period_start timestamptz, period_end timestamptz)
-JOIN billing.subscription_period period
-  ON period.customer_id = charge.customer_id AND period.price_id = charge.price_id AND period.meter_id IS NOT NULL
- AND period.billed_from < charge.period_end AND period.billed_until > charge.period_start
-WHERE NOT EXISTS (SELECT FROM billing.subscription_period linked WHERE linked.usage_item_id = charge.usage_item_id)
+WITH charge AS (
+    SELECT * FROM jsonb_to_recordset(%(charges)s::jsonb) AS charge (
+        number integer, customer_id text, usage_item_id text, price_id text, period_start timestamptz, period_end timestamptz)
+), linked AS (
+    SELECT customer_id, tenant_id, usage_item_id, price_id, meter_id, billed_from, billed_until
+    FROM billing.subscription_period
+    UNION ALL
+    SELECT tenant.stripe_customer_id, tenant.id, reading.usage_item_id, reading.price_id, reading.meter_id,
+           coalesce(reading.period_start, '-infinity'), coalesce(reading.period_end, 'infinity')
+    FROM tenants tenant
+    JOIN billing.item_reading reading ON reading.usage_item_id = tenant.stripe_usage_item_id
+    WHERE NOT EXISTS (SELECT FROM billing.subscription_period followed WHERE followed.usage_item_id = reading.usage_item_id)
+)
+SELECT charge.number, min(linked.usage_item_id), array_agg(DISTINCT linked.tenant_id)
+FROM charge
+JOIN linked
+  ON linked.customer_id = charge.customer_id AND linked.price_id = charge.price_id AND linked.meter_id IS NOT NULL
+ AND linked.billed_from < charge.period_end AND linked.billed_until > charge.period_start
+WHERE NOT EXISTS (SELECT FROM billing.subscription_period followed WHERE followed.usage_item_id = charge.usage_item_id)
+  AND NOT EXISTS (SELECT FROM tenants WHERE tenants.stripe_usage_item_id = charge.usage_item_id)
 GROUP BY charge.number
 
 -- name: rows_told_of

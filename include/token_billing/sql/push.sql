@@ -47,6 +47,17 @@ SET price_id = coalesce(EXCLUDED.price_id, metered_item.price_id), meter_id = EX
     looked_up_at = EXCLUDED.looked_up_at
 WHERE metered_item.looked_up_at <= EXCLUDED.looked_up_at
 
+-- name: note_item_reading
+-- What Stripe said of a subscription item in a billing period, where it never said the same before.
+INSERT INTO billing.item_reading (usage_item_id, read_at, price_id, meter_id, subscription_id, period_start, period_end)
+SELECT %(usage_item_id)s, %(now)s, %(price_id)s, %(meter_id)s, %(subscription_id)s, %(period_start)s, %(period_end)s
+WHERE NOT EXISTS (SELECT FROM billing.item_reading reading
+                  WHERE reading.usage_item_id = %(usage_item_id)s
+                    AND (reading.price_id, reading.meter_id, reading.subscription_id, reading.period_start, reading.period_end)
+                        IS NOT DISTINCT FROM (%(price_id)s, %(meter_id)s::text, %(subscription_id)s::text,
+                                              %(period_start)s::timestamptz, %(period_end)s::timestamptz))
+ON CONFLICT DO NOTHING
+
 -- name: quarantine_unlinked
 -- Usage that leads to no metered subscription item is kept aside with the reason.
 WITH unlinked AS MATERIALIZED (

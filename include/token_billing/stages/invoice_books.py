@@ -53,17 +53,21 @@ def _facts(
     customers = {charge.invoice.customer_id for charge in charges} | {invoice.customer_id for invoice, _ in by_hand}
     parts = invoice_comparison.known_parts(db, {charge.usage_item_id for charge in charges}, customers)
     named = {part.price_id for known in parts.values() for part in known if part.price_id}
-    return Facts(
+    facts = Facts(
         parts=parts,
         prices=invoice_comparison.prices(db, named | {charge.price_id for charge in charges}),
         our_prices=catalogue.metered_price_ids(db, overrides) | invoices.metered_prices(db),
         customers=invoice_comparison.tenants_of_customers(db, customers),
         subscriptions=invoice_comparison.trials(db, {charge.invoice.subscription_id or "" for charge in charges}),
         proposals=invoice_comparison.proposed_amounts(db, {line.proposal_id for _, line in by_hand if line.proposal_id is not None}),
-        billed_elsewhere=invoice_comparison.billed_elsewhere(db, list(charges)),
-        billed_in_part=invoice_comparison.billed_in_part(db, list(charges), PARTIAL),
         billed_beside=invoice_comparison.billed_beside(db, list(charges)),
         cut_over=ledger.identity(db).cut_over,
+    )
+    agreed = [replace(charge, period=facts.agreed_period(charge)) if charge.lines else charge for charge in charges]
+    return replace(
+        facts,
+        billed_elsewhere=invoice_comparison.billed_elsewhere(db, agreed),
+        billed_in_part=invoice_comparison.billed_in_part(db, agreed, PARTIAL),
     )
 
 

@@ -132,6 +132,23 @@ CREATE TABLE billing.price_reading (
     PRIMARY KEY (price_id, read_at)
 );
 
+-- What Stripe said of a subscription item, each time that it was something else: a past period is judged by what was known of it then.
+CREATE TABLE billing.item_reading (
+    usage_item_id    text NOT NULL CHECK (usage_item_id <> ''),
+    read_at          timestamptz NOT NULL,
+    price_id         text NOT NULL,
+    meter_id         text REFERENCES billing.meter,
+    subscription_id  text,
+    period_start     timestamptz,
+    period_end       timestamptz,
+    PRIMARY KEY (usage_item_id, read_at),
+    CONSTRAINT read_period_is_whole CHECK ((period_start IS NULL) = (period_end IS NULL) AND period_start < period_end)
+);
+INSERT INTO billing.item_reading
+SELECT usage_item_id, looked_up_at, price_id, meter_id, subscription_id, period_start, period_end
+FROM billing.metered_item
+WHERE price_id IS NOT NULL AND problem IS NULL;
+
 -- What a comparison found, as a person reads it.
 CREATE TABLE billing.statement (
     id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
