@@ -10,8 +10,8 @@ from token_billing.invoices import Invoice, InvoiceLine, LineKind
 from token_billing.periods import BillingPeriod
 from token_billing.rating import Price
 
-#: Stripe makes a period's invoice within an hour of its end (docs.stripe.com/billing/subscriptions/overview), and may tell of a change some
-#: seconds after the invoice that it made for it.
+#: So far the making of an invoice may lie from the end of what it closes (belief 60): Stripe makes it somewhat after a period's end, and
+#: may tell of a change some seconds after it made the invoice for it.
 PROMPT = timedelta(hours=1)
 
 
@@ -118,7 +118,8 @@ class Facts:
 
     `parts`: by item. `prices`: as they were first read, `edited`: those that Stripe shows otherwise today. `customers`: tenants by
     customer. `proposals`: amount in the currency's minor unit, and currency. `billed_elsewhere`: by charge, another invoice that bills the
-    same; `billed_in_part`: by charge, another one that bills some of the same."""
+    same; `billed_in_part`: by charge, another one that bills some of the same. `of_a_part`: charges of items that nobody follows, of a part
+    of a period that is right as it is."""
 
     parts: Mapping[str, Sequence[KnownPart]]
     prices: Mapping[str, Price]
@@ -130,6 +131,7 @@ class Facts:
     billed_elsewhere: Mapping[str, str] = field(default_factory=dict)
     billed_in_part: Mapping[str, str] = field(default_factory=dict)
     billed_beside: Mapping[str, tuple[str, tuple[str, ...]]] = field(default_factory=dict)
+    of_a_part: frozenset[str] = frozenset()
     cut_over: datetime | None = None
 
     def asks_for_nothing(self, charge: Charge) -> bool:
@@ -148,7 +150,8 @@ class Facts:
     def agreed_price(self, charge: Charge) -> str:
         """The price that the item has in the charge's period: the charge's own, unless only others are known."""
         overlapping = [part for part in self._billable(charge) if part.price_id and _overlap(part.span, charge.period)]
-        if not overlapping or any(part.price_id == charge.price_id for part in overlapping):
+        is_its_own = charge.stripe_id in self.of_a_part or any(part.price_id == charge.price_id for part in overlapping)
+        if is_its_own or not overlapping:
             return charge.price_id
         return max(overlapping, key=lambda part: _overlap(part.span, charge.period)).price_id or charge.price_id
 
@@ -173,7 +176,7 @@ class Facts:
         fits = any(
             charge.period.start in (period.start, span.start) and charge.period.end in (period.end, span.end) for period, span in ended
         )
-        if fits or not ended or _is_since(max(span.end for _, span in ended), charge):
+        if fits or not ended or charge.stripe_id in self.of_a_part or _is_since(max(span.end for _, span in ended), charge):
             return charge.period
         closes = max(period.end for period, _ in ended)
         return max((span for period, span in ended if period.end == closes), key=lambda span: (_overlap(span, charge.period), span))

@@ -183,6 +183,29 @@ def test_a_line_of_another_time_or_price_is_wrong_and_counts_for_its_charge() ->
     assert causes(compare_charge(charge([free, replace(paid, price_id="other")]), 6_000_000, FACTS)) == ["wrong_price"]
 
 
+def test_a_line_of_no_period_is_about_the_one_that_its_invoice_closes() -> None:
+    """However far off it is, and whichever other period it holds more of; also at a price that the item has only afterwards."""
+    before, after = BillingPeriod(START - timedelta(days=31), START), BillingPeriod(END, END + timedelta(days=30))
+    parts = [PART._replace(period=one, billed_from=one.start, billed_until=one.end) for one in (before, PERIOD)]
+    following = PART._replace(price_id="other", period=after, billed_from=after.start, billed_until=after.end)
+    for facts in (FACTS, replace(FACTS, parts={"si_1": parts}), replace(FACTS, parts={"si_1": [*parts, following]})):
+        for days in (-70, -20, -1, 1, 20, 31, 70):
+            moved = BillingPeriod(START + timedelta(days=days), END + timedelta(days=days))
+            one = charge(lines(6_000_000, period=moved), facts=facts)
+            assert (facts.agreed_price(one), facts.agreed_period(one)) == ("bundled", PERIOD), days
+
+
+def test_what_is_billed_before_its_period_ends_is_of_the_time_that_the_line_names() -> None:
+    """A subscription ended early, soon after its period began or later, and the line may name all of the period: no period that is known
+    had ended since the last one."""
+    known = replace(FACTS, parts={"si_1": [PART, PART._replace(period=None, billed_from=None, billed_until=None)]})
+    for used in (timedelta(minutes=5), timedelta(days=5)):
+        cut = replace(INVOICE, created_at=END + used)
+        for until in (END + used, END + timedelta(days=30)) if used > HOUR else (END + used,):
+            one = charge(lines(6_000_000, period=BillingPeriod(END, until)), cut, known)
+            assert known.agreed_period(one) == one.period
+
+
 def test_a_trial_asks_for_nothing() -> None:
     """And only a trial does."""
     free = [replace(line, amount_cents=0) for line in lines(6_000_000)]

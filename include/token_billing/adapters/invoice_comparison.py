@@ -109,6 +109,12 @@ def proposed_amounts(db: Connection, proposal_ids: Collection[int]) -> dict[int,
     return {proposal_id: (cents, currency) for proposal_id, cents, currency in found}
 
 
+def parts_of_periods(db: Connection, charges: Sequence[Charge]) -> frozenset[str]:
+    """The charges of items that nobody follows that are of a part of a period, where their invoice bills all usage of all of it."""
+    found = db.execute(COMPARISON["parts_of_periods"], {"charges": _charges(charges)})
+    return frozenset(charges[n].stripe_id for (n,) in found)
+
+
 def billed_elsewhere(db: Connection, charges: Sequence[Charge]) -> dict[str, str]:
     """By charge: another invoice that bills the same item for most of the same time."""
     found = db.execute(COMPARISON["billed_elsewhere"], {"charges": _charges(charges)})

@@ -16,8 +16,8 @@ WHERE status <> 'draft'
 ORDER BY created_at, invoice_id
 
 -- name: known_parts
--- Whose usage items bill and when: by timelines; of items that are not followed, of the tenants whose columns name them, else to whom they
--- were sent for, by what Stripe said of them, and, of a meter that it named for no period, by what they were sent.
+-- Whose usage items bill and when: by timelines, and of items that are not followed by what Stripe said of them.
+-- Those bill the tenants whose columns name them, else whose usage they were sent; so do prices of a meter that Stripe named for no period.
 WITH followed AS (
     SELECT tenant_id, subscription_id, usage_item_id, price_id, meter_id, period_start, period_end, billed_from, billed_until
     FROM billing.subscription_period
@@ -48,9 +48,7 @@ UNION
 SELECT whom.tenant_id, NULL, whom.usage_item_id, priced.price_id, priced.meter_id, NULL, NULL, NULL, NULL
 FROM billing_whom whom
 JOIN sent USING (usage_item_id)
-JOIN (SELECT price_id, meter_id FROM billing.item_reading
-      UNION
-      SELECT price_id, meter_id FROM billing.subscription_period) priced ON priced.meter_id = sent.meter_id
+JOIN billing.meter_of_price priced ON priced.meter_id = sent.meter_id
 WHERE NOT EXISTS (SELECT FROM billing.item_reading reading
                   WHERE reading.usage_item_id = sent.usage_item_id AND reading.meter_id = sent.meter_id AND reading.period_start IS NOT NULL)
 
@@ -104,6 +102,30 @@ WHERE closing.invoice_id = ANY(%(ids)s::text[])
                     AND line.period_start < span.billed_until AND line.period_end > span.billed_from
                     AND (line.quantity > 0 OR line.invoice_id = closing.invoice_id))
 GROUP BY closing.invoice_id, span.usage_item_id, span.price_id, span.period_start, span.period_end
+
+-- name: parts_of_periods
+-- Charges of a part of the period of an item that is not followed, whose invoice bills all usage that the item was sent in that period.
+-- Each is billed at a price of the meter that it was sent to: that the price changed in between, nobody was told.
+SELECT DISTINCT charge.number
+FROM jsonb_to_recordset(%(charges)s::jsonb) AS charge (
+    number integer, invoice_id text, usage_item_id text, price_id text, period_start timestamptz, period_end timestamptz)
+JOIN billing.invoice mine ON mine.invoice_id = charge.invoice_id
+JOIN billing.item_reading reading
+  ON reading.usage_item_id = charge.usage_item_id
+ AND reading.period_start <= charge.period_start AND charge.period_end <= reading.period_end
+ AND (reading.period_start < charge.period_start OR charge.period_end < reading.period_end)
+WHERE NOT EXISTS (SELECT FROM billing.subscription_period followed WHERE followed.usage_item_id = charge.usage_item_id)
+  AND NOT EXISTS (
+    SELECT FROM billing.usage_report report
+    WHERE report.customer_id = mine.customer_id AND report.usage_item_id = charge.usage_item_id AND report.state IN ('accepted', 'billed')
+      AND report.window_start >= reading.period_start - interval '1 hour' AND report.window_start < reading.period_end
+      AND report.event_time >= reading.period_start AND report.event_time < reading.period_end
+      AND NOT EXISTS (
+        SELECT FROM billing.invoice_line line
+        JOIN billing.meter_of_price priced USING (price_id)
+        WHERE line.invoice_id = charge.invoice_id AND line.usage_item_id = charge.usage_item_id AND line.kind = 'usage'
+          AND line.period_start <= report.event_time AND report.event_time < line.period_end
+          AND priced.meter_id IS NOT DISTINCT FROM report.meter_id))
 
 -- name: usage_of_charges
 -- The tokens of the reports that Stripe has accepted for charges' items in their periods.

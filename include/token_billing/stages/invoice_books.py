@@ -60,6 +60,7 @@ def _facts(
         customers=invoice_comparison.tenants_of_customers(db, customers),
         subscriptions=invoice_comparison.trials(db, {charge.invoice.subscription_id or "" for charge in charges}),
         proposals=invoice_comparison.proposed_amounts(db, {line.proposal_id for _, line in by_hand if line.proposal_id is not None}),
+        of_a_part=invoice_comparison.parts_of_periods(db, list(charges)),
         billed_beside=invoice_comparison.billed_beside(db, list(charges)),
         cut_over=ledger.identity(db).cut_over,
     )

@@ -129,6 +129,45 @@ def test_a_price_that_changes_later_makes_no_earlier_invoice_wrong(shop: Invoice
     assert shop.found() == {"wrong": ["wrong_price"]}
 
 
+@pytest.mark.parametrize(("day_used", "causes"), [((2,), []), ((12,), []), ((2, 12), ["wrong_period"])])
+def test_a_price_that_changed_in_mid_period_is_told_where_usage_went_to_the_old_one(
+    shop: InvoicedShop, day_used: tuple[int, ...], causes: list[str]
+) -> None:
+    """Nobody told of the change: whoever used tokens only before it, or only after it, is billed all the same."""
+    link(shop, "a")
+    for day in day_used:
+        if day > 10:
+            shop.at(OPENED + timedelta(days=10))
+            reprice(shop, "a", "managed_ai_bundled")
+        shop.use(("a", 6_000_000), at=OPENED + timedelta(days=day))
+    if day_used == (2,):
+        shop.at(OPENED + timedelta(days=10))
+        reprice(shop, "a", "managed_ai_bundled")
+    final(shop)
+    shop.compare()
+    assert shop.found() == ({"a": causes} if causes else {})
+    shop.use(("a", 1_000), at=shop.period_end + 25 * HOUR)
+    final(shop, 2)
+    shop.compare()
+    assert shop.found() == ({"a": causes} if causes else {})
+
+
+def test_an_item_that_bills_nobody_any_more_still_lacks_what_it_was_sent(shop: InvoicedShop) -> None:
+    """The tenant's columns name another item by now, of the same customer."""
+    link(shop, "a")
+    shop.use(("a", 6_000_000))
+    wanted = {"customer": shop.customer("a"), "items": [{"price": shop.prices["managed_ai_bundled"]}]}
+    item = shop.metered_item(shop.client.subscriptions.create(wanted).id)
+    shop.world.sql("UPDATE tenants SET stripe_usage_item_id = %s", item)
+    shop.use(("a", 7_000_000), at=OPENED + 5 * HOUR)
+    final(shop)
+    shop.compare()
+    assert shop.found() == {}
+    shop.world.simulator.drop_line(shop.invoice("a").id)
+    shop.compare()
+    assert shop.found() == {"a": ["missing_hour"]}
+
+
 def test_what_stripe_says_of_an_item_again_is_kept_once(shop: InvoicedShop) -> None:
     link(shop, "a")
     shop.use(("a", 1_000))

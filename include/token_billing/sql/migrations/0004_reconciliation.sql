@@ -149,6 +149,12 @@ SELECT usage_item_id, looked_up_at, price_id, meter_id, subscription_id, period_
 FROM billing.metered_item
 WHERE price_id IS NOT NULL AND problem IS NULL;
 
+-- The meter that a price bills, NULL of the legacy metered billing system's.
+CREATE VIEW billing.meter_of_price AS
+SELECT price_id, meter_id FROM billing.item_reading
+UNION
+SELECT price_id, meter_id FROM billing.subscription_period;
+
 -- What a comparison found, as a person reads it.
 CREATE TABLE billing.statement (
     id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
