@@ -98,9 +98,12 @@ CROSS JOIN LATERAL (
 ) closing
 WHERE closing.invoice_id = ANY(%(ids)s::text[])
   AND NOT EXISTS (SELECT FROM billing.invoice_line line
+                  JOIN billing.invoice other USING (invoice_id)
                   WHERE line.usage_item_id = span.usage_item_id AND line.kind = 'usage' AND line.price_id = span.price_id
                     AND line.period_start < span.billed_until AND line.period_end > span.billed_from
-                    AND (line.quantity > 0 OR line.invoice_id = closing.invoice_id))
+                    -- The invoice of the period before bills none of this one, whatever period its line names.
+                    AND (line.invoice_id = closing.invoice_id
+                         OR line.quantity > 0 AND other.created_at > span.billed_from + interval '1 hour'))
 GROUP BY closing.invoice_id, span.usage_item_id, span.price_id, span.period_start, span.period_end
 
 -- name: parts_of_periods
