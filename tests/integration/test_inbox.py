@@ -10,6 +10,7 @@ import pytest
 
 from signed_events import meter_error_event, subscription_event
 from token_billing.adapters import inbox
+from token_billing.adapters.database import session
 from token_billing.errors import BadEvent, LedgerNotReady
 from token_billing.stripe_events import StripeEvent, event_of
 from world import World
@@ -22,7 +23,7 @@ def event(event_id: str, **fields: Any) -> StripeEvent:
 
 
 def sweep(world: World, events: Sequence[StripeEvent]) -> int:
-    with world.connect() as db:
+    with session(world.connect) as db:
         return inbox.store_all(db, events, "sweep", NOW)
 
 

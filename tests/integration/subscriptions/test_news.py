@@ -36,7 +36,7 @@ def news(shop: Shop) -> list[dict[str, Any]]:
 
 
 def come(shop: Shop, payloads: list[dict[str, Any]], *, by: str = "webhook") -> None:
-    with shop.world.connect() as db:
+    with session(shop.world.connect) as db:
         for payload in payloads:
             inbox.store_all(db, [event_of(payload)], by, shop.world.clock())  # type: ignore[arg-type]
 
