@@ -134,7 +134,7 @@ class Facts:
     of_a_part: frozenset[str] = frozenset()
     cut_over: datetime | None = None
 
-    def asks_for_nothing(self, charge: Charge) -> bool:
+    def is_free(self, charge: Charge) -> bool:
         """Whether Stripe asks for nothing in the charge's period."""
         known = self.subscriptions.get(charge.invoice.subscription_id or "")
         return known is not None and known.is_free(charge.period)

@@ -123,7 +123,7 @@ def _unlinked(compared: Compared, facts: Facts) -> Compared:
 
 def _voided(compared: Compared, charge: Charge, our_tokens: int, facts: Facts) -> Compared:
     """What a voided invoice billed is billed nowhere, unless another one bills it, or nothing was to be billed."""
-    if facts.asks_for_nothing(charge) or charge.stripe_id in facts.billed_elsewhere or not our_tokens:
+    if facts.is_free(charge) or charge.stripe_id in facts.billed_elsewhere or not our_tokens:
         return replace(compared, note="void")
     cents = None if compared.our_cents is None else (compared.our_cents, 0)
     details = f"the invoice is void, and no other one bills these {our_tokens:,} tokens"
@@ -174,7 +174,7 @@ def _rated(compared: Compared, charge: Charge, our_tokens: int, price: Price, fa
     if not charge.lines or _match(charge.lines, rated):
         # What a tie was rounded to is Stripe's to say.
         return replace(compared, our_cents=charge.amount_cents) if charge.lines and charge.quantity == our_tokens else compared
-    if charge.amount_cents == 0 and facts.asks_for_nothing(charge):
+    if charge.amount_cents == 0 and facts.is_free(charge):
         return replace(compared, our_cents=0, note="a trial, or collection was paused: nothing is asked for")
     if charge.amount_cents == compared.our_cents or _billed_by(charge.lines) <= _billed_by(rate(price, our_tokens)):
         return compared  # the amounts are right; what is wrong are the quantities, or lines are missing

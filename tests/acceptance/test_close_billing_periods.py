@@ -2,23 +2,18 @@
 
 import os
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 
 from invoiced_shop import PERIOD_END, InvoicedShop
 from sandbox.airflow_runs import AirflowRuns
+from task_states import states
 from world import World
 
 #: What the fixture `airflow` runs.
 DAG_ID = "close_billing_periods"
 
 TEN_MINUTES = timedelta(minutes=10)
-
-
-def states(run: Any) -> dict[str, str]:
-    """How each task ended."""
-    return {instance.task_id: str(instance.state) for instance in run.get_task_instances()}
 
 
 def test_a_draft_is_held_told_of_and_let_go(world: World, airflow: AirflowRuns, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -10,16 +9,12 @@ from typer.testing import CliRunner
 from billing_airflow.__main__ import app
 from invoiced_shop import InvoicedShop
 from sandbox.airflow_runs import AirflowRuns
+from task_states import states
 from token_billing.windows import HOUR
 from world import World
 
 #: What the fixture `airflow` runs.
 DAG_ID = "reconcile_invoices"
-
-
-def states(run: Any) -> dict[str, str]:
-    """How each task ended."""
-    return {instance.task_id: str(instance.state) for instance in run.get_task_instances()}
 
 
 def test_an_invoice_that_became_final_is_told_of_once_and_compared(

@@ -2,21 +2,16 @@
 
 import os
 from datetime import timedelta
-from typing import Any
 
 import pytest
 
 from invoiced_shop import InvoicedShop
 from sandbox.airflow_runs import AirflowRuns
+from task_states import states
 from world import World
 
 #: What the fixture `airflow` runs.
 DAG_ID = "reconcile_meters"
-
-
-def states(run: Any) -> dict[str, str]:
-    """How each task ended."""
-    return {instance.task_id: str(instance.state) for instance in run.get_task_instances()}
 
 
 def test_what_differs_fails_the_check_whatever_became_of_the_comparison(

@@ -10,15 +10,12 @@ import pytest
 
 from sandbox.airflow_runs import AirflowRuns
 from sandbox.environment import ROOT
+from task_states import states
 from token_billing.windows import Window
 from world import World, now
 
 #: What the fixture `airflow` runs.
 DAG_ID = "report_usage"
-
-
-def states(run: Any) -> dict[str, str]:
-    return {instance.task_id: str(instance.state) for instance in run.get_task_instances()}
 
 
 def test_a_run_bills_its_hour(world: World, airflow: AirflowRuns) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy import delete
 
 from billing_airflow.webhook_secrets import WEBHOOK_SECRET_VARIABLE, find_webhook_secrets
 from sandbox.airflow_runs import AirflowRuns
+from task_states import states
 from world import World, now
 
 #: What the fixture `airflow` runs.
@@ -33,10 +34,6 @@ def no_secret() -> Iterator[None]:
 def run(airflow: AirflowRuns, **params: Any) -> Any:
     """A run as the form starts it."""
     return airflow.dag.test(logical_date=now(), run_conf=params)
-
-
-def states(run: Any) -> dict[str, str]:
-    return {instance.task_id: str(instance.state) for instance in run.get_task_instances()}
 
 
 def shown(run: Any, task: str) -> str:

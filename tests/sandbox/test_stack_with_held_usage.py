@@ -5,7 +5,7 @@ After the tests of the stack itself, which count its runs."""
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, LiteralString, TypeVar
 
 import psycopg
 import pytest
@@ -61,19 +61,25 @@ def run(api: AirflowApi, dag_id: str) -> None:
     api.call("POST", f"/dags/{dag_id}/dagRuns", {"logical_date": None})
 
 
+def freeze_an_hour(stack: SandboxStack, days_ago: int, whose: LiteralString) -> Window:
+    """An hour so many days ago, in which each tenant of the query used five tokens, is frozen."""
+    window = Window(last_closed_window(system_clock()).start - timedelta(days=days_ago))
+    with stack.billing() as db:
+        db.execute(
+            "INSERT INTO token_usage (tenant_id, model, input_tokens, output_tokens, created_at) "
+            f"SELECT id, 'm', 5, 0, %s FROM ({whose}) AS used (id)",
+            (window.start,),
+        )
+    dsn = PostgresServer(stack.home / "postgres").dsn("billing")
+    freeze(lambda: psycopg.connect(dsn), window, system_clock)
+    return window
+
+
 def test_a_person_approves_one_total_and_refuses_another(stack: SandboxStack) -> None:
     """The approved one is billed by the late run, the refused one is quarantined, and both decisions keep who made them."""
     stack.up()
     api = stack.api()
-    window = Window(last_closed_window(system_clock()).start - timedelta(days=20))
-    dsn = PostgresServer(stack.home / "postgres").dsn("billing")
-    with stack.billing() as db:
-        db.execute(
-            "INSERT INTO token_usage (tenant_id, model, input_tokens, output_tokens, created_at) "
-            "SELECT id, 'm', 5, 0, %s FROM (SELECT id FROM tenants WHERE stripe_usage_item_id IS NOT NULL ORDER BY id LIMIT 2) two",
-            (window.start,),
-        )
-    freeze(lambda: psycopg.connect(dsn), window, system_clock)
+    window = freeze_an_hour(stack, 20, "SELECT id FROM tenants WHERE stripe_usage_item_id IS NOT NULL ORDER BY id LIMIT 2")
     with stack.billing() as db:
         db.execute("UPDATE billing.usage_report SET frozen_at = now() - interval '2 hours' WHERE window_start = %s", (window.start,))
         db.execute(
@@ -103,14 +109,7 @@ def test_a_person_releases_usage_whose_tenant_is_known_by_now(stack: SandboxStac
     """The proposal is asked about, the answer carried out with an audit row that names who gave it, and the usage billed."""
     stack.up()
     api = stack.api()
-    window = Window(last_closed_window(system_clock()).start - timedelta(days=19))
-    dsn = PostgresServer(stack.home / "postgres").dsn("billing")
-    with stack.billing() as db:
-        db.execute(
-            "INSERT INTO token_usage (tenant_id, model, input_tokens, output_tokens, created_at) VALUES ('newcomer', 'm', 5, 0, %s)",
-            (window.start,),
-        )
-    freeze(lambda: psycopg.connect(dsn), window, system_clock)
+    window = freeze_an_hour(stack, 19, "SELECT 'newcomer'")
     with stack.billing() as db:
         db.execute(
             "UPDATE billing.usage_report SET state = 'quarantined', quarantine_reason = 'unknown_tenant', quarantined_at = now(), "

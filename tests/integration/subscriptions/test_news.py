@@ -145,15 +145,20 @@ def test_what_a_killed_sweep_left_unhandled_is_no_known_fact(shop: Shop) -> None
     assert next(end for _, _, end in shop.timeline("acme")) == shop.world.window.start + 20 * MINUTES
 
 
-def test_meter_errors_find_their_reports(shop: Shop) -> None:
-    """With Stripe's own code and message; what was not counted is not billed, and kept aside."""
+def bill_an_hour(shop: Shop, tokens: int) -> None:
+    """A new customer's first hour."""
     shop.add_tenants("acme")
     shop.buy("pure", client_reference_id="acme")
     shop.world.window = Window(shop.world.clock() + HOUR)
-    shop.world.use("acme", 1_000_000)
+    shop.world.use("acme", tokens)
     shop.at(shop.world.window.end + 2 * MINUTES)
     shop.sync()
     shop.world.bill()
+
+
+def test_meter_errors_find_their_reports(shop: Shop) -> None:
+    """With Stripe's own code and message; what was not counted is not billed, and kept aside."""
+    bill_an_hour(shop, 1_000_000)
     [(identifier,)] = shop.world.sql("SELECT identifier FROM billing.usage_report")
     shop.world.simulator.disown([identifier], "meter_event_customer_not_found")
     shop.at(shop.world.clock() + 10 * MINUTES)
@@ -172,13 +177,7 @@ def test_meter_errors_find_their_reports(shop: Shop) -> None:
 
 def test_an_error_about_a_reports_next_identifier_is_news(shop: Shop) -> None:
     """Nobody has settled the one about the identifier before; the report is taken back again."""
-    shop.add_tenants("acme")
-    shop.buy("pure", client_reference_id="acme")
-    shop.world.window = Window(shop.world.clock() + HOUR)
-    shop.world.use("acme", 5)
-    shop.at(shop.world.window.end + 2 * MINUTES)
-    shop.sync()
-    shop.world.bill()
+    bill_an_hour(shop, 5)
     [(report_id, identifier)] = shop.world.sql("SELECT id, identifier FROM billing.usage_report")
     with shop.world.connect() as db:
         for name in ("usage-before", identifier):
